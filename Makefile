@@ -1,0 +1,37 @@
+# Each target works on a machine with Python ≥ 3.10, make and a package registry: it makes its own .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test bench lint clean
+
+help:
+	@echo "make demo   compress the network that ships in models/ and show what came of it"
+	@echo "make test   run the tests"
+	@echo "make bench  time networks before and after compression (MODEL=path.onnx adds yours)"
+	@echo "make lint   ruff and mypy"
+
+$(READY): setup.cfg pyproject.toml
+	@echo "setting up $(VENV) (once, some minutes) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(READY)
+
+demo: $(READY)
+	@$(BIN)/python -m models.demo
+
+test: $(READY)
+	@$(BIN)/python -m pytest -n auto
+
+bench: $(READY)
+	@$(BIN)/python -m benchmarks.latency $(if $(MODEL),"$(MODEL)")
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info demo-out benchmarks/results

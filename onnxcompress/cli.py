@@ -1,0 +1,427 @@
+"""The command line: the verbs of the package, one command each."""
+
+import functools
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import onnxcompress as verbs
+from onnxcompress import report
+from onnxcompress.compression import Compressed
+from onnxcompress.errors import InputError
+from onnxcompress.model import check_output, load, save, write_text
+from onnxcompress.plan import to_yaml
+from onnxcompress.preprocessing import Preprocessing, read
+
+DONE, SHORT, BAD_INPUT = 0, 1, 2
+
+P = ParamSpec("P")
+Advance = Callable[[int, int], None]
+
+app = typer.Typer(
+    name="onnxcompress",
+    help=(
+        "Make an exported CNN smaller and faster, straight from its ONNX file: remove whole filters, factor "
+        "what is left by Tucker-2, and measure what was gained and lost.\n\n"
+        "Start with 'onnxcompress inspect model.onnx', then 'onnxcompress compress model.onnx -o small.onnx'."
+    ),
+    epilog="Exit code: 0 done, 1 done but short of what was asked, 2 bad input or usage.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+stdout = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+Model = Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)]
+Output = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object (docs/json.md) instead of tables.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print neither progress nor tables.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Ratio = Annotated[float, typer.Option(help="Share of the filters to remove, in [0, 1).")]
+Criterion = Annotated[str, typer.Option(help="What tells which filters matter least: l1, l2, fpgm, random.")]
+Scope = Annotated[
+    str, typer.Option(help="The ratio is that of every layer (layer) or of the network (global).")
+]
+Rank = Annotated[str, typer.Option(help="Rule for the ranks: vbmf, energy:SHARE or fraction:SHARE.")]
+RoundTo = Annotated[int, typer.Option(help="Keep filters and ranks in multiples of this.")]
+Skip = Annotated[list[str], typer.Option(help="Glob of layer names to leave as they are; may be repeated.")]
+IncludePointwise = Annotated[bool, typer.Option("--include-pointwise", help="Factor 1×1 convolutions too.")]
+IncludeGemm = Annotated[bool, typer.Option("--include-gemm", help="Factor fully connected layers too.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random criterion.")]
+Layers = Annotated[bool, typer.Option("--layers", help="Print a row per layer as well.")]
+Threads = Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 takes all cores.", min=0)]
+
+
+def command(name: str) -> Callable[[Callable[P, int | None]], Callable[P, None]]:
+    """Register a command: what it returns becomes the exit code, its errors become one line."""
+
+    def register(function: Callable[P, int | None]) -> Callable[P, None]:
+        @app.command(name)
+        @functools.wraps(function)
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+            try:
+                code = function(*args, **kwargs) or DONE
+            except (Exception, KeyboardInterrupt) as error:
+                if kwargs["debug"]:
+                    traceback.print_exc()
+                stderr.print(f"onnxcompress {name}: {_explain(error)}")
+                code = BAD_INPUT
+            raise typer.Exit(code)
+
+        return guarded
+
+    return register
+
+
+def _explain(error: BaseException) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted, nothing was written; run the same command again"
+    if isinstance(error, MemoryError):
+        return "out of memory, nothing was written"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'file system'}: {error.strerror or error}"
+    return f"internal error, {type(error).__name__}: {error}; the same command with --debug shows where"
+
+
+@command("import-caffe")
+def import_caffe(
+    prototxt: Annotated[
+        Path, typer.Argument(help="Network definition, deploy.prototxt.", show_default=False)
+    ],
+    caffemodel: Annotated[Path, typer.Argument(help="Its weights.", show_default=False)],
+    output: Output,
+    channel_order: Annotated[
+        str, typer.Option(help="Order of the input's channels: BGR, RGB, GRAY.")
+    ] = "BGR",
+    mean: Annotated[
+        str, typer.Option(help="Subtracted from pixels in 0…255; one or one per channel.")
+    ] = "104,117,123",
+    scale: Annotated[str, typer.Option(help="Multiplied after that; one or one per channel.")] = "1",
+    resize: Annotated[
+        str, typer.Option(help="HEIGHTxWIDTH to which images are warped, or none.")
+    ] = "256x256",
+    crop: Annotated[
+        str, typer.Option(help="HEIGHTxWIDTH cut from the centre, or input (the network's).")
+    ] = "input",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Turn a Caffe network into ONNX, exactly, with its preprocessing in the file's metadata."""
+    check_output(output, prototxt, caffemodel)
+    preprocessing = Preprocessing(
+        channel_order=channel_order,  # type: ignore[arg-type]  # checked there
+        mean=_numbers("mean", mean),
+        scale=_numbers("scale", scale),
+        resize=_size("resize", resize, "none"),
+        crop=_size("crop", crop, "input"),
+    )
+    model = verbs.import_caffe(prototxt, caffemodel, preprocessing=preprocessing)
+    save(model, output)
+    total = verbs.cost(model)
+    _show(
+        {"output": str(output), "params": total.params, "macs": total.macs, "layers": len(total.layers)},
+        [f"{output}: {report.millions(total.params)} parameters, {report.millions(total.macs)} MACs"],
+        as_json,
+        quiet,
+    )
+
+
+@command("inspect")
+def inspect(
+    model: Model,
+    time: Annotated[bool, typer.Option("--time", help="Measure each layer in ONNX Runtime.")] = False,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="List the channels that are cut together.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show what each layer costs, its VBMF ranks, and which layers lose filters together.
+
+    'free': the layer's filters can go by themselves. 'tied to': they go together with another layer's.
+    'kept': they cannot go, and why.
+    """
+    found = verbs.inspect(model, time=time)
+    tables: list[Table | str] = [report.inspection_table(found)]
+    if groups:
+        tables.append(report.groups_table(found))
+    for node, operator in found.unknown.items():
+        tables.append(f"no pruning rule for {operator} ('{node}'): what reaches it is kept whole")
+    _show(report.inspection_json(found), tables, as_json, quiet)
+
+
+@command("prune")
+def prune(
+    model: Model,
+    output: Output,
+    ratio: Ratio = 0.3,
+    criterion: Criterion = "l2",
+    scope: Scope = "layer",
+    round_to: RoundTo = 1,
+    skip: Skip = [],  # noqa: B006  # typer's way to repeat an option
+    seed: Seed = 0,
+    layers: Layers = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Remove whole filters with everything tied to them; writes OUTPUT and OUTPUT's .plan.yaml."""
+    check_output(output, model)
+    result = verbs.prune(
+        model, ratio=ratio, criterion=criterion, scope=scope, round_to=round_to, skip=skip, seed=seed
+    )
+    return _finish(result, model, output, layers, as_json, quiet)
+
+
+@command("decompose")
+def decompose(
+    model: Model,
+    output: Output,
+    rank: Rank = "vbmf",
+    round_to: RoundTo = 1,
+    skip: Skip = [],  # noqa: B006
+    include_pointwise: IncludePointwise = False,
+    include_gemm: IncludeGemm = False,
+    layers: Layers = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Factor convolutions into 1×1, core and 1×1 (Tucker-2); writes OUTPUT and OUTPUT's .plan.yaml.
+
+    Layers with up to 4 input channels are factored on their output side only. A layer whose chain would
+    not have fewer MACs is left as it is.
+    """
+    check_output(output, model)
+    with _progress("choosing ranks", quiet) as advance:
+        result = verbs.decompose(
+            model,
+            rank=rank,
+            round_to=round_to,
+            skip=skip,
+            include_pointwise=include_pointwise,
+            include_gemm=include_gemm,
+            progress=advance,
+        )
+    return _finish(result, model, output, layers, as_json, quiet)
+
+
+@command("compress")
+def compress(
+    model: Model,
+    output: Output,
+    ratio: Ratio = 0.3,
+    criterion: Criterion = "l2",
+    scope: Scope = "layer",
+    rank: Rank = "vbmf",
+    round_to: RoundTo = 1,
+    skip: Skip = [],  # noqa: B006
+    include_pointwise: IncludePointwise = False,
+    include_gemm: IncludeGemm = False,
+    seed: Seed = 0,
+    layers: Layers = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Prune, then decompose what is left (Goyal et al. 2019); writes OUTPUT and OUTPUT's .plan.yaml."""
+    check_output(output, model)
+    with _progress("choosing ranks", quiet) as advance:
+        result = verbs.compress(
+            model,
+            ratio=ratio,
+            criterion=criterion,
+            scope=scope,
+            rank=rank,
+            round_to=round_to,
+            skip=skip,
+            include_pointwise=include_pointwise,
+            include_gemm=include_gemm,
+            seed=seed,
+            progress=advance,
+        )
+    return _finish(result, model, output, layers, as_json, quiet)
+
+
+@command("apply")
+def apply(
+    model: Model,
+    plan: Annotated[Path, typer.Argument(help="Plan, as prune, decompose or compress wrote it, or edited.")],
+    output: Output,
+    layers: Layers = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> int:
+    """Do what a plan says, no more and no less."""
+    check_output(output, model, plan)
+    return _finish(verbs.apply(model, plan), model, output, layers, as_json, quiet, write_plan=False)
+
+
+@command("evaluate")
+def evaluate(
+    model: Model,
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="Folder with labels.csv or a folder per class, or .npz with x and y.", show_default=False
+        ),
+    ],
+    reference: Annotated[
+        Path | None, typer.Option(help="Network to compare with, most often the original.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Evaluate so many samples, evenly spread.", min=1)] = None,
+    batch: Annotated[int, typer.Option(help="Samples per run.", min=1)] = 16,
+    channel_order: Annotated[
+        str | None, typer.Option(help="Instead of what the file says; see import-caffe.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    scale: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    resize: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    crop: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure top-1 and top-5, and how close the outputs are to those of another network."""
+    network = load(model)
+    changes: dict[str, Any] = {}
+    if channel_order is not None:
+        changes["channel_order"] = channel_order
+    for name, text in (("mean", mean), ("scale", scale)):
+        if text is not None:
+            changes[name] = _numbers(name, text)
+    for name, text, none in (("resize", resize, "none"), ("crop", crop, "input")):
+        if text is not None:
+            changes[name] = _size(name, text, none)
+    preprocessing = replace(read(network) or Preprocessing(), **changes) if changes else None
+    with _progress("evaluating", quiet) as advance:
+        found = verbs.evaluate(
+            network,
+            data,
+            reference=None if reference is None else load(reference),
+            preprocessing=preprocessing,
+            batch=batch,
+            limit=limit,
+            progress=advance,
+        )
+    _show(asdict(found), [report.accuracy_table(found)], as_json, quiet)
+
+
+@command("bench")
+def bench(
+    models: Annotated[
+        list[Path], typer.Argument(help="ONNX files; ratios are to the first.", show_default=False)
+    ],
+    threads: Threads = 0,
+    batch: Annotated[int, typer.Option(help="Samples per run.", min=1)] = 1,
+    runs: Annotated[int, typer.Option(help="Timed runs of each network.", min=1)] = 40,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Time networks in ONNX Runtime on the CPU, in turns, and compare them with the first one."""
+    networks = [load(model) for model in models]
+    with _progress("timing", quiet) as advance:
+        found = verbs.bench(
+            networks,
+            names=[str(model) for model in models],
+            threads=threads,
+            batch=batch,
+            runs=runs,
+            progress=advance,
+        )
+    _show({"networks": report.records(found)}, [report.latency_table(found)], as_json, quiet)
+
+
+def main() -> None:
+    """Entry point of the ``onnxcompress`` command."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    app()
+
+
+def _finish(
+    result: Compressed,
+    source: Path,
+    output: Path,
+    layers: bool,
+    as_json: bool,
+    quiet: bool,
+    write_plan: bool = True,
+) -> int:
+    save(result.model, output)
+    plan = output.with_suffix(".plan.yaml")
+    if write_plan:
+        write_text(plan, to_yaml(result.plan))
+    sizes = {"before": source.stat().st_size, "after": output.stat().st_size}
+    lines: list[Table | str] = [report.stages_table(result)]
+    if layers:
+        lines.append(report.layers_table(result))
+    lines += report.kept_lines(result)
+    if len(result.stages) == 1:
+        lines.append("nothing to do: the output is the input network")
+    if result.shortfall:
+        lines.append(f"short of what was asked: {result.shortfall}")
+    saved = report.change(sizes["before"], sizes["after"])
+    lines.append(
+        f"{output}: {sizes['after'] / 1e6:.2f} MB, was {sizes['before'] / 1e6:.2f} MB{f' ({saved})' * bool(saved)}"
+        + (f"; plan in {plan}" if write_plan else "")
+    )
+    content = report.compressed_json(result) | {
+        "output": str(output),
+        "plan": str(plan) if write_plan else None,
+        "file_bytes": sizes,
+    }
+    _show(content, lines, as_json, quiet)
+    return SHORT if result.shortfall else DONE
+
+
+def _show(content: dict[str, Any], lines: Sequence[Table | str], as_json: bool, quiet: bool) -> None:
+    if as_json:
+        print(json.dumps(content, ensure_ascii=False))
+    elif not quiet:
+        for line in lines:
+            stdout.print(line, markup=False, soft_wrap=isinstance(line, str))
+
+
+@contextmanager
+def _progress(what: str, quiet: bool) -> Iterator[Advance]:
+    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=stderr, transient=True, disable=quiet) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise InputError(f"--{option}: '{text}' is not a number or several with commas between") from None
+
+
+def _size(option: str, text: str, none: str) -> tuple[int, int] | None:
+    if text == none:
+        return None
+    try:
+        height, width = (int(number) for number in text.lower().split("x"))
+    except ValueError:
+        raise InputError(f"--{option}: '{text}' is neither HEIGHTxWIDTH, as in 256x256, nor {none}") from None
+    return height, width

@@ -1,0 +1,88 @@
+"""Tucker-2 of a convolution's weights and the singular value decomposition of a matrix, by Gram matrices.
+
+A convolution's weights W of shape (M, C, *kernel) become (Kim et al. 2015, equation 4)
+
+    W[m, c, ...] = Σ_pq  out_factor[m, p] · core[p, q, ...] · in_factor[c, q].
+
+The subspaces come from the eigenvectors of the unfoldings' Gram matrices, of size M×M and C×C, which
+cost a fraction of singular value decompositions of the unfoldings themselves.
+"""
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+from tensorly.base import unfold
+from tensorly.tenalg import multi_mode_dot
+
+Array = NDArray[np.float64]
+
+MAX_ITERATIONS = 20
+TOLERANCE = 1e-5
+
+
+def gram(matrix: Array) -> Array:
+    """``matrix @ matrix.T`` over the shorter side: shape (min, min) of the matrix's two sides."""
+    return matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+
+
+def squared_singular_values(matrix: Array) -> Array:
+    """Squared singular values of a matrix, shape (min of its sides,), in descending order."""
+    return np.maximum(scipy.linalg.eigvalsh(gram(matrix))[::-1], 0)
+
+
+def tucker2(weight: Array, out_rank: int, in_rank: int) -> tuple[Array, Array, Array]:
+    """Tucker-2 decomposition by higher-order orthogonal iteration (De Lathauwer et al. 2000).
+
+    Args:
+        weight: shape (M, C, *kernel).
+        out_rank: from 1 to M. At M the output factor is the identity.
+        in_rank: from 1 to C. At C the input factor is the identity.
+
+    Returns:
+        (out_factor (M, out_rank), core (out_rank, in_rank, *kernel), in_factor (C, in_rank)); the
+        factors have orthonormal columns.
+    """
+    ranks = (out_rank, in_rank)
+    full = [rank == side for rank, side in zip(ranks, weight.shape, strict=False)]
+    factors = [
+        np.eye(weight.shape[mode]) if full[mode] else _leading_subspace(unfold(weight, mode), ranks[mode])
+        for mode in (0, 1)
+    ]
+    core = multi_mode_dot(weight, factors, modes=(0, 1), transpose=True)
+    if not any(full):
+        energy, total = np.sum(core**2), np.sum(weight**2)
+        for _ in range(MAX_ITERATIONS):
+            for mode in (0, 1):
+                projected = multi_mode_dot(weight, [factors[1 - mode]], modes=[1 - mode], transpose=True)
+                factors[mode] = _leading_subspace(unfold(projected, mode), ranks[mode])
+            core = multi_mode_dot(weight, factors, modes=(0, 1), transpose=True)
+            before, energy = energy, np.sum(core**2)
+            if energy - before <= TOLERANCE * total:
+                break
+    return factors[0], core, factors[1]
+
+
+def truncated_svd(matrix: Array, rank: int) -> tuple[Array, Array]:
+    """Best approximation of the given rank as a product ``left @ right`` (Eckart–Young).
+
+    Args:
+        matrix: shape (M, C).
+        rank: from 1 to min(M, C).
+
+    Returns:
+        (left (M, rank), right (rank, C)); the longer side's factor carries the singular values.
+    """
+    if matrix.shape[0] <= matrix.shape[1]:
+        left = _leading_subspace(matrix, rank)
+        return left, left.T @ matrix
+    right = _leading_subspace(matrix.T, rank).T
+    return matrix @ right.T, right
+
+
+def _leading_subspace(matrix: Array, rank: int) -> Array:
+    """Leading left singular vectors, shape (rows, rank); each column's largest entry is positive."""
+    rows = matrix.shape[0]
+    _, vectors = scipy.linalg.eigh(matrix @ matrix.T, subset_by_index=(rows - rank, rows - 1))
+    vectors = vectors[:, ::-1]
+    peaks = vectors[np.abs(vectors).argmax(axis=0), np.arange(rank)]
+    return vectors * np.where(peaks < 0, -1.0, 1.0)

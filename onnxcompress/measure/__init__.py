@@ -1,0 +1,1 @@
+"""Cost, accuracy and latency."""

@@ -1,0 +1,198 @@
+"""How well a network does on data, and how close it stays to the network it came from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnxcompress.data import Data, batches, open_data, subset
+from onnxcompress.errors import InputError
+from onnxcompress.preprocessing import Preprocessing, from_metadata
+from onnxcompress.runtime import DTYPES, run, session
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Fractions are of all n samples. A sample with a non-finite output counts as wrong and as disagreeing.
+
+    Attributes:
+        n: samples evaluated.
+        nonfinite: samples for which the network's output holds NaN or infinite values.
+        top1: fraction whose best class is the label; None without labels, as the next two.
+        top1_error: standard error of `top1`.
+        top5: fraction whose five best classes hold the label; None also for fewer than 5 classes.
+        reference_top1: `top1` of the reference; None without labels or reference.
+        reference_top5: `top5` of the reference.
+        agreement: fraction whose best class is the reference's; None without reference or class scores.
+        cosine: mean over samples of the cosine between the two outputs; None without reference. Like the
+            next, over the samples with finite outputs only, and NaN when there are none.
+        relative_l2: ‖y − y_ref‖ / ‖y_ref‖ over the whole set; None without reference.
+    """
+
+    n: int
+    nonfinite: int
+    top1: float | None = None
+    top1_error: float | None = None
+    top5: float | None = None
+    reference_top1: float | None = None
+    reference_top5: float | None = None
+    agreement: float | None = None
+    cosine: float | None = None
+    relative_l2: float | None = None
+
+
+def evaluate(
+    model: ir.Model | str | Path,
+    data: Data | str | Path,
+    *,
+    reference: ir.Model | str | Path | None = None,
+    preprocessing: Preprocessing | None = None,
+    batch: int = 16,
+    limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Accuracy:
+    """Run a network, and the one it is compared with, over the data.
+
+    Class scores are the first output that is (N, classes), trailing dimensions of 1 left aside. A network
+    without such an output can be compared on unlabelled data: by all its outputs, flattened.
+    Equal scores rank by class number. A network of fixed batch size is fed that size, the last batch padded.
+
+    Args:
+        model: the network, with one input.
+        data: samples, or the path of what `open_data` takes.
+        reference: the network to compare with, on the same input; most often the uncompressed one.
+        preprocessing: the steps from image to array; None takes those that the network carries.
+        batch: samples per run.
+        limit: evaluate only that many samples, spread evenly over the data.
+        progress: called with the samples done and their total after each batch.
+
+    Raises:
+        InputError: when data, labels, networks and preprocessing do not fit each other, or the reference's
+            output is not finite.
+    """
+    data = subset(data if isinstance(data, Data) else open_data(data), limit)
+    tested = session(model)
+    other = None if reference is None else session(reference)
+    value = _only_input(tested)
+    if preprocessing is None:
+        preprocessing = from_metadata(tested.get_modelmeta().custom_metadata_map)
+    tops, reference_tops, distances = [], [], []
+    nonfinite = done = 0
+    for x, _ in batches(
+        data,
+        shape=[dim if isinstance(dim, int) else None for dim in value.shape[1:]],
+        dtype=DTYPES[value.type],
+        preprocessing=preprocessing,
+        batch=batch,
+    ):
+        y, are_scores = _outputs(tested, x)
+        finite = np.isfinite(y).all(axis=1)
+        nonfinite += int((~finite).sum())
+        if are_scores:
+            _check_labels(data, classes=y.shape[1])
+            tops.append(np.where(finite[:, None], _top(y), -1))
+        elif data.labels is not None:
+            raise InputError(
+                "no output of the network is (N, classes): it cannot be evaluated on labelled data"
+            )
+        if other is not None:
+            target, _ = _outputs(other, x)
+            if target.shape != y.shape:
+                raise InputError(
+                    f"the network gives {y.shape[1]} numbers per sample, the reference {target.shape[1]}"
+                )
+            if not np.isfinite(target).all():
+                raise InputError(f"{data.name}: the reference's output holds NaN or infinite values")
+            if are_scores:
+                reference_tops.append(_top(target))
+            distances.append(_distances(y[finite], target[finite]))
+        done += len(x)
+        if progress is not None:
+            progress(done, len(data))
+
+    top1, top5 = _accuracies(tops, data.labels)
+    reference_top1, reference_top5 = _accuracies(reference_tops, data.labels)
+    cosine = relative_l2 = None
+    if distances:
+        cosines, differences, norms = np.concatenate(distances, axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            cosine = float(np.divide(cosines.sum(), len(cosines)))
+            relative_l2 = float(np.sqrt(np.divide(differences.sum(), norms.sum())))
+    return Accuracy(
+        n=len(data),
+        nonfinite=nonfinite,
+        top1=top1,
+        top1_error=None if top1 is None else float(np.sqrt(top1 * (1 - top1) / len(data))),
+        top5=top5,
+        reference_top1=reference_top1,
+        reference_top5=reference_top5,
+        agreement=_agreement(tops, reference_tops),
+        cosine=cosine,
+        relative_l2=relative_l2,
+    )
+
+
+def _only_input(runnable: ort.InferenceSession) -> ort.NodeArg:
+    inputs = runnable.get_inputs()
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs)
+        raise InputError(f"the network has {len(inputs)} inputs ({names}); only one can be fed with data")
+    if inputs[0].type not in DTYPES:
+        raise InputError(f"the network's input is a {inputs[0].type}: only tensors of numbers can be fed")
+    return inputs[0]
+
+
+def _outputs(runnable: ort.InferenceSession, x: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Class scores, float64, (N, classes), and True; else all outputs flattened to (N, …), and False."""
+    value = _only_input(runnable)
+    fixed = value.shape[0]
+    size = fixed if isinstance(fixed, int) else len(x)
+    runs = []
+    for start in range(0, len(x), size):
+        part = x[start : start + size]
+        padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+        outputs = run(runnable, {value.name: padded})
+        runs.append([y[: len(part)] for y in outputs if y.ndim and len(y) == size])
+    outputs = [np.concatenate(ys).astype(np.float64) for ys in zip(*runs, strict=True)]
+    if not outputs:
+        raise InputError("no output of the network has one entry per sample: nothing can be evaluated")
+    for y in outputs:
+        if y.ndim >= 2 and y[0].size == y.shape[1]:
+            return y.reshape(len(x), -1), True
+    return np.concatenate([y.reshape(len(x), -1) for y in outputs], axis=1), False
+
+
+def _check_labels(data: Data, classes: int) -> None:
+    if data.labels is not None and (data.labels >= classes).any():
+        raise InputError(f"{data.name}: label {data.labels.max()}, but the network has {classes} classes")
+
+
+def _top(scores: np.ndarray) -> np.ndarray:
+    return np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
+
+
+def _distances(y: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Per sample: cosine, squared norm of the difference, squared norm of the target. (3, N)."""
+    products = np.linalg.norm(y, axis=1) * np.linalg.norm(target, axis=1)
+    # Two outputs of nothing but zeros point the same way; one of them and any other are at right angles.
+    alike = (y == target).all(axis=1).astype(np.float64)
+    cosines = np.divide((y * target).sum(axis=1), products, out=alike, where=products > 0)
+    return np.stack([cosines, ((y - target) ** 2).sum(axis=1), (target**2).sum(axis=1)])
+
+
+def _accuracies(tops: list[np.ndarray], labels: np.ndarray | None) -> tuple[float | None, float | None]:
+    if not tops or labels is None:
+        return None, None
+    hits = np.concatenate(tops) == labels[:, None]
+    return float(hits[:, 0].mean()), float(hits.any(axis=1).mean()) if hits.shape[1] == TOP else None
+
+
+def _agreement(tops: list[np.ndarray], reference_tops: list[np.ndarray]) -> float | None:
+    if not tops or not reference_tops:
+        return None
+    return float((np.concatenate(tops)[:, 0] == np.concatenate(reference_tops)[:, 0]).mean())

@@ -1,0 +1,148 @@
+"""What was decided: which filters go and at which ranks layers are factored. Plain data, YAML in and out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from onnxcompress.errors import InputError
+
+FORMAT = 1
+
+
+class Ranks(NamedTuple):
+    """Ranks of one layer's factors; a rank equal to the layer's own width leaves that side as it is.
+
+    For k×k convolutions: Tucker-2 ranks. For 1×1 convolutions and Gemm: one rank, given twice.
+    """
+
+    out: int
+    into: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decisions by layer (node name), in the order of the network.
+
+    Attributes:
+        prune: indices of the filters (of a Gemm: neurons) that are removed, ascending.
+        decompose: ranks at which the layer, as it is after pruning, is factored.
+        kept: layers that stay as they are, with the reason. For the reader; applying ignores it.
+    """
+
+    prune: dict[str, list[int]] = field(default_factory=dict)
+    decompose: dict[str, Ranks] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.prune or self.decompose)
+
+
+def matches(layer: str, patterns: Sequence[str]) -> bool:
+    """Whether a layer's name fits one of these glob patterns."""
+    return any(fnmatchcase(layer, pattern) for pattern in patterns)
+
+
+def to_yaml(plan: Plan) -> str:
+    """The plan as YAML that a person can edit and `from_yaml` reads back."""
+    content = {
+        "format": FORMAT,
+        "prune": plan.prune,
+        "decompose": {name: {"out": ranks.out, "in": ranks.into} for name, ranks in plan.decompose.items()},
+        "kept": plan.kept,
+    }
+    header = (
+        "# prune: filters (of a Gemm: neurons) to remove, by layer, counted from 0\n"
+        "# decompose: Tucker-2 ranks by layer; 1×1 and Gemm layers have the same rank on both sides\n"
+        "# kept: layers left as they are, and why (not read back)\n"
+    )
+    return header + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
+
+
+def from_yaml(text: str, source: str = "plan") -> Plan:
+    """Read a plan.
+
+    Args:
+        text: YAML as `to_yaml` writes it; each section may be missing.
+        source: name of the file, for messages.
+
+    Raises:
+        InputError: when the text is not such a plan.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InputError(f"{source}: not YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{source}: not a plan of this version: its first entry must be 'format: {FORMAT}'")
+    if unknown := set(content) - {"format", "prune", "decompose", "kept"}:
+        raise InputError(
+            f"{source}: unknown entry '{min(map(str, unknown))}'; a plan has prune, decompose, kept"
+        )
+    prune = {
+        layer: _filters(filters, f"{source}: prune: {layer}")
+        for layer, filters in _section(content, "prune", source).items()
+    }
+    decompose = {
+        layer: _ranks(ranks, f"{source}: decompose: {layer}")
+        for layer, ranks in _section(content, "decompose", source).items()
+    }
+    kept = {layer: str(reason) for layer, reason in _section(content, "kept", source).items()}
+    return Plan(prune, decompose, kept)
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        InputError: when it is missing, unreadable or not a plan.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not a text file"
+        raise InputError(f"{path}: cannot read the plan: {reason}") from None
+    return from_yaml(text, str(path))
+
+
+def _section(content: dict[str, Any], key: str, source: str) -> dict[str, Any]:
+    section = content.get(key) or {}
+    if not isinstance(section, dict) or not all(isinstance(name, str) for name in section):
+        raise InputError(f"{source}: '{key}' must map layer names to values")
+    return section
+
+
+def _filters(value: Any, where: str) -> list[int]:
+    if not isinstance(value, list) or not all(type(index) is int and index >= 0 for index in value):
+        raise InputError(f"{where}: expected a list of filter numbers counted from 0, as in [0, 5, 7]")
+    if len(set(value)) < len(value):
+        raise InputError(f"{where}: a filter is listed twice")
+    return sorted(value)
+
+
+def _ranks(value: Any, where: str) -> Ranks:
+    if (
+        not isinstance(value, dict)
+        or set(value) != {"out", "in"}
+        or not all(type(rank) is int and rank >= 1 for rank in value.values())
+    ):
+        raise InputError(f"{where}: expected two ranks of at least 1, as in {{out: 41, in: 32}}")
+    return Ranks(value["out"], value["in"])
+
+
+class _Dumper(yaml.SafeDumper):
+    """Layers in block style, their lists and ranks on one line."""
+
+
+_Dumper.add_representer(
+    list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+)
+_Dumper.add_representer(
+    dict,
+    lambda dumper, data: dumper.represent_mapping(
+        "tag:yaml.org,2002:map", data, flow_style=set(data) == {"out", "in"}
+    ),
+)

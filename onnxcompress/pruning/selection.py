@@ -1,0 +1,88 @@
+"""Choosing the filters to remove."""
+
+from collections.abc import Sequence
+from math import ceil, gcd
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from onnxcompress.plan import matches
+from onnxcompress.pruning.channels import Atoms, ChannelGraph, Group
+from onnxcompress.pruning.importance import set_scores
+
+
+def select(
+    graph: ChannelGraph,
+    *,
+    ratio: float,
+    criterion: str,
+    scope: str,
+    round_to: int,
+    skip: tuple[str, ...],
+    seed: int,
+) -> Atoms:
+    """Choose the channel sets to remove, the least important first; one of every group stays.
+
+    Args:
+        graph: of the network to prune.
+        ratio: share to remove, in [0, 1): of every layer's filters with scope ``layer``, of all with ``global``.
+        criterion: a name from `importance.CRITERIA`.
+        scope: ``layer`` or ``global``.
+        round_to: layers keep a multiple of so many filters (never more than they have).
+        skip: glob patterns of layer names that keep all their filters.
+        seed: of the random criterion.
+
+    Returns:
+        Ids of channel sets, ascending.
+    """
+    groups = [group for group in graph.groups if not skipped(group, skip)]
+    scores = set_scores(graph, criterion, seed)
+    chosen = [np.zeros(0, np.int64)]
+    for rivals in _sharing_layers(groups) if scope == "layer" else [groups]:
+        ranked = [group.sets[np.argsort(scores[group.sets], kind="stable")] for group in rivals]
+        counts = _lowest([scores[sets] for sets in ranked], ratio)
+        for group, sets, count in zip(rivals, ranked, counts, strict=True):
+            kept = _rounded(len(sets) - count, len(sets), _step(graph, group, round_to))
+            chosen.append(sets[: len(sets) - kept])
+    return np.sort(np.concatenate(chosen))
+
+
+def skipped(group: Group, patterns: Sequence[str]) -> bool:
+    """Whether one of the group's layers is to keep all its filters."""
+    return any(matches(layer, patterns) for layer in group.layers)
+
+
+def share(ratio: float, count: int) -> int:
+    """The whole number of sets that is a ratio of their count, rounded down."""
+    return int(ratio * count + 1e-9)
+
+
+def _sharing_layers(groups: list[Group]) -> list[list[Group]]:
+    """Groups collected so that the filters of each layer compete with each other (a Split parts them)."""
+    first_of = {}
+    pairs = [(index, first_of.setdefault(name, index)) for index, g in enumerate(groups) for name in g.layers]
+    rows, columns = zip(*pairs, strict=True) if pairs else ((), ())
+    links = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(len(groups), len(groups)))
+    part = connected_components(links, directed=False)[1] if groups else []
+    return [[groups[index] for index in np.flatnonzero(part == each)] for each in np.unique(part)]
+
+
+def _lowest(scores: list[np.ndarray], ratio: float) -> list[int]:
+    """How many sets of each group are among the least important of all; the best of a group never is."""
+    candidates = np.concatenate([each[:-1] for each in scores]) if scores else np.zeros(0)
+    owner = np.repeat(np.arange(len(scores)), [len(each) - 1 for each in scores])
+    target = share(ratio, sum(map(len, scores)))
+    lowest = owner[np.argsort(candidates, kind="stable")[:target]]
+    return np.bincount(lowest, minlength=len(scores)).tolist()
+
+
+def _step(graph: ChannelGraph, group: Group, round_to: int) -> int:
+    """Sets per step, so that the widths of the group's layers are multiples of ``round_to``."""
+    layer = next(layer for layer in graph.layers if layer.name in group.layers)
+    filters_per_set = int(np.count_nonzero(graph.set_of[layer.atoms] == group.sets[0]))
+    return round_to // gcd(round_to, filters_per_set)
+
+
+def _rounded(kept: int, available: int, step: int) -> int:
+    return min(available, ceil(max(kept, 1) / step) * step)

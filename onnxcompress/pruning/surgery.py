@@ -1,0 +1,77 @@
+"""Removing the filters that a plan names, with everything tied to them."""
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.errors import InputError
+from onnxcompress.model import refresh, weights_of
+from onnxcompress.pruning.channels import Atoms, ChannelGraph
+from onnxcompress.pruning.rules import analyse
+from onnxcompress.shapes import concrete_shapes
+
+
+def remove_filters(model: ir.Model, filters: dict[str, list[int]]) -> ir.Model:
+    """Return the network without these filters.
+
+    The result equals the original in which whatever reads a removed channel has zero weights for it.
+
+    Args:
+        model: a simplified network; not touched.
+        filters: indices of the filters to remove, by layer. Tied layers must all be listed.
+
+    Raises:
+        InputError: when a layer or filter does not exist, may not be cut, is tied to one that is not
+            listed, or none of its like would remain.
+    """
+    result = model.clone()
+    graph = analyse(result, concrete_shapes(result))
+    removed = _sets(graph, filters)
+
+    def keep(atoms: Atoms) -> np.ndarray:
+        return ~np.isin(graph.set_of[atoms], removed)
+
+    cut = set()
+    for entry in graph.parameters:
+        if (entry.parameter, entry.axis) not in cut and not (kept := keep(entry.atoms)).all():
+            cut.add((entry.parameter, entry.axis))
+            array = np.compress(kept, np.asarray(weights_of(entry.parameter)), axis=entry.axis)
+            entry.parameter.const_value = ir.tensor(array, name=entry.parameter.name)
+            entry.parameter.shape = ir.Shape(array.shape)
+    for change in graph.edits:
+        change(keep)
+    return refresh(result)
+
+
+def filters_of(graph: ChannelGraph, sets: Atoms) -> dict[str, list[int]]:
+    """The filters of every layer that belong to these channel sets: the form in which a plan holds them."""
+    found = {
+        layer.name: np.flatnonzero(np.isin(graph.set_of[layer.atoms], sets)).tolist()
+        for layer in graph.layers
+    }
+    return {name: filters for name, filters in found.items() if filters}
+
+
+def _sets(graph: ChannelGraph, filters: dict[str, list[int]]) -> Atoms:
+    layers = {layer.name: layer for layer in graph.layers}
+    chosen: set[int] = set()
+    for name, indices in filters.items():
+        if name not in layers:
+            raise InputError(f"prune: there is no layer '{name}' with filters; see `onnxcompress inspect`")
+        layer = layers[name]
+        for index in indices:
+            if index >= len(layer.atoms):
+                raise InputError(f"prune: {name}: filter {index} is out of range: it has {len(layer.atoms)}")
+            set_id = int(graph.set_of[layer.atoms[index]])
+            if set_id in graph.locked:
+                raise InputError(f"prune: {name}: filter {index} must stay: {graph.locked[set_id]}")
+            chosen.add(set_id)
+    removed = np.array(sorted(chosen), np.int64)
+    for name, indices in filters_of(graph, removed).items():
+        if forgotten := sorted(set(indices) - set(filters.get(name, []))):
+            raise InputError(
+                f"prune: {name}: filter {forgotten[0]} is tied to a filter that the plan removes: list it too"
+            )
+    for group in graph.groups:
+        if np.isin(group.sets, removed).all():
+            raise InputError(f"prune: {group.layers[0]}: at least one filter must stay")
+    return removed

@@ -1,0 +1,272 @@
+"""Results as tables for people and as plain data for programs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from onnxcompress.compression import Compressed
+from onnxcompress.inspection import InspectedLayer, Inspection
+from onnxcompress.measure.accuracy import Accuracy
+from onnxcompress.measure.latency import Latency
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A plain table; the first column is text, the others are numbers."""
+    result = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        result.add_column(column, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        result.add_row(*row)
+    return result
+
+
+def millions(count: float) -> str:
+    """A count in millions."""
+    return f"{count / 1e6:,.3f} M" if count < 1e8 else f"{count / 1e6:,.1f} M"
+
+
+def change(before: float, after: float) -> str:
+    """How far a cost has come down: “−53.4 %”, or nothing where it has not moved."""
+    return "" if before == after or not before else f"{100 * (after / before - 1):+.1f} %".replace("-", "−")
+
+
+def shape(dimensions: Sequence[int]) -> str:
+    """A shape, as in 64×3×7×7."""
+    return "×".join(map(str, dimensions))
+
+
+# --- inspect --------------------------------------------------------------------------------------
+
+
+def inspection_table(found: Inspection) -> Table:
+    """One row per layer and the totals."""
+    timed = any(layer.milliseconds is not None for layer in found.layers)
+    columns = ["layer", "operator", "weights", "output", "params", "MACs", "share", "VBMF", "filters"]
+    rows = []
+    for layer in found.layers:
+        cost = layer.cost
+        row = [
+            cost.name,
+            cost.operator,
+            shape(cost.weight_shape),
+            shape(cost.output_shape[1:]),
+            f"{cost.params:,}",
+            f"{cost.macs / 1e6:,.2f} M",
+            f"{100 * cost.macs / max(found.cost.macs, 1):.1f} %",
+            "" if layer.ranks is None else _ranks(layer),
+            _filters(layer),
+        ]
+        rows.append(row + ([f"{layer.milliseconds:.2f}"] if layer.milliseconds is not None else []))
+    total = [
+        "total",
+        "",
+        "",
+        "",
+        f"{found.cost.params:,}",
+        f"{found.cost.macs / 1e6:,.2f} M",
+        "100 %",
+        "",
+        "",
+    ]
+    if timed:
+        columns.append("ms")
+        for operator, milliseconds in found.other_milliseconds.items():
+            rows.append([f"other: {operator}", *[""] * 8, f"{milliseconds:.2f}"])
+        total.append(f"{_total_time(found):.2f}")
+    return table("", columns, [*rows, total])
+
+
+def groups_table(found: Inspection) -> Table:
+    """One row per group of channels that are cut together."""
+    rows = [
+        [", ".join(group.layers), str(len(group.sets)), ", ".join(group.tensors)] for group in found.groups
+    ]
+    return table("Channels that are cut together", ["filters of", "sets", "occur in"], rows)
+
+
+def inspection_json(found: Inspection) -> dict[str, Any]:
+    """Keys: layers, params, macs, groups, unknown_operators, other_milliseconds."""
+    return {
+        "layers": [
+            asdict(layer.cost)
+            | {
+                "vbmf_ranks": None
+                if layer.ranks is None
+                else {"out": layer.ranks.out, "in": layer.ranks.into},
+                "tied": layer.tied,
+                "kept": layer.kept,
+                "milliseconds": layer.milliseconds,
+            }
+            for layer in found.layers
+        ],
+        "params": found.cost.params,
+        "macs": found.cost.macs,
+        "groups": [
+            {"layers": group.layers, "sets": len(group.sets), "tensors": group.tensors}
+            for group in found.groups
+        ],
+        "unknown_operators": found.unknown,
+        "other_milliseconds": found.other_milliseconds,
+    }
+
+
+def _ranks(layer: InspectedLayer) -> str:
+    assert layer.ranks is not None
+    pointwise = len(layer.cost.weight_shape) < 3 or set(layer.cost.weight_shape[2:]) == {1}
+    return str(layer.ranks.out) if pointwise else f"{layer.ranks.out}, {layer.ranks.into}"
+
+
+def _filters(layer: InspectedLayer) -> str:
+    if layer.kept:
+        return f"kept: {layer.kept}"
+    if not layer.tied:
+        return "free"
+    return f"tied to {layer.tied[0]}" + (f" and {len(layer.tied) - 1} more" if len(layer.tied) > 1 else "")
+
+
+def _total_time(found: Inspection) -> float:
+    return sum(layer.milliseconds or 0.0 for layer in found.layers) + sum(found.other_milliseconds.values())
+
+
+# --- prune, decompose, compress, apply ------------------------------------------------------------
+
+
+def stages_table(result: Compressed) -> Table:
+    """One row per stage: parameters and MACs, and what they have come down by."""
+    first = result.stages[0].cost
+    rows = [
+        [
+            stage.name,
+            millions(stage.cost.params),
+            change(first.params, stage.cost.params),
+            millions(stage.cost.macs),
+            change(first.macs, stage.cost.macs),
+            f"{first.macs / stage.cost.macs:.2f}×" if stage.cost.macs else "",
+        ]
+        for stage in result.stages
+    ]
+    return table("", ["stage", "params", "", "MACs", "", "fewer MACs"], rows)
+
+
+def layers_table(result: Compressed) -> Table:
+    """One row per layer of the original: filters and MACs before and after, ranks."""
+    rows = []
+    for layer in layers_json(result):
+        ranks = layer["ranks"]
+        rows.append(
+            [
+                layer["name"],
+                str(layer["filters"]),
+                str(layer["filters"] - layer["filters_removed"]),
+                f"{ranks['out']}, {ranks['in']}" if ranks else "",
+                f"{layer['macs'] / 1e6:,.2f} M",
+                f"{layer['macs_after'] / 1e6:,.2f} M",
+                change(layer["macs"], layer["macs_after"]),
+            ]
+        )
+    return table("", ["layer", "filters", "left", "ranks", "MACs", "after", ""], rows)
+
+
+def layers_json(result: Compressed) -> list[dict[str, Any]]:
+    """One entry per layer of the original that has MACs."""
+    after: dict[str, int] = {}
+    decomposed = result.plan.decompose
+    for layer in result.stages[-1].cost.layers:
+        name, slash, part = layer.name.rpartition("/")
+        owner = name if slash and part in ("in", "core", "out") and name in decomposed else layer.name
+        after[owner] = after.get(owner, 0) + layer.macs
+    return [
+        {
+            "name": layer.name,
+            "filters": layer.output_shape[1] if len(layer.output_shape) > 1 else layer.output_shape[0],
+            "filters_removed": len(result.plan.prune.get(layer.name, [])),
+            "ranks": (
+                {"out": decomposed[layer.name].out, "in": decomposed[layer.name].into}
+                if layer.name in decomposed
+                else None
+            ),
+            "macs": layer.macs,
+            "macs_after": after.get(layer.name, 0),
+            "kept": result.plan.kept.get(layer.name),
+        }
+        for layer in result.stages[0].cost.layers
+        if layer.macs
+    ]
+
+
+def kept_lines(result: Compressed) -> list[str]:
+    """Layers left as they are, by reason, and the operators that the pruner does not know."""
+    by_reason: dict[str, list[str]] = {}
+    for layer, reason in result.plan.kept.items():
+        by_reason.setdefault(reason, []).append(layer)
+    lines = [f"left as it is: {', '.join(layers)}: {reason}" for reason, layers in by_reason.items()]
+    operators = sorted(set(result.unknown.values()))
+    if operators:
+        nodes = ", ".join(list(result.unknown)[:5])
+        lines.append(
+            f"no pruning rule for {', '.join(operators)} (nodes {nodes}): what reaches them is kept whole"
+        )
+    return lines
+
+
+def compressed_json(result: Compressed) -> dict[str, Any]:
+    """Keys: stages, layers, kept, unknown_operators, shortfall."""
+    return {
+        "stages": [
+            {"name": stage.name, "params": stage.cost.params, "macs": stage.cost.macs}
+            for stage in result.stages
+        ],
+        "layers": layers_json(result),
+        "kept": result.plan.kept,
+        "unknown_operators": result.unknown,
+        "shortfall": result.shortfall,
+    }
+
+
+# --- evaluate, bench ------------------------------------------------------------------------------
+
+
+def accuracy_table(found: Accuracy) -> Table:
+    """The figures that there are, one a row."""
+    rows = [["samples", f"{found.n:,}"]]
+    if found.nonfinite:
+        rows.append(["with NaN or infinite output", f"{found.nonfinite:,}"])
+    if found.top1 is not None:
+        error = f" ± {100 * found.top1_error:.1f}" if found.top1_error is not None else ""
+        rows.append(["top-1", f"{100 * found.top1:.1f}{error} %"])
+    if found.top5 is not None:
+        rows.append(["top-5", f"{100 * found.top5:.1f} %"])
+    if found.reference_top1 is not None:
+        rows.append(["top-1 of the reference", f"{100 * found.reference_top1:.1f} %"])
+    if found.reference_top5 is not None:
+        rows.append(["top-5 of the reference", f"{100 * found.reference_top5:.1f} %"])
+    if found.agreement is not None:
+        rows.append(["agreement with the reference (top-1)", f"{100 * found.agreement:.1f} %"])
+    if found.cosine is not None:
+        rows.append(["cosine of the outputs, mean", f"{found.cosine:.4f}"])
+    if found.relative_l2 is not None:
+        rows.append(["relative L2 error of the output", f"{found.relative_l2:.4f}"])
+    return table("", ["", ""], rows)
+
+
+def latency_table(found: Sequence[Latency]) -> Table:
+    """One row per network."""
+    rows = [
+        [
+            each.name,
+            f"{each.median:.2f}",
+            f"{each.p10:.2f} – {each.p90:.2f}",
+            f"{each.ratio:.3f}",
+            f"{each.ratio_p10:.3f} – {each.ratio_p90:.3f}",
+        ]
+        for each in found
+    ]
+    return table("", ["network", "median ms", "p10 – p90", "ratio to the first", "p10 – p90"], rows)
+
+
+def records(found: Sequence[Any]) -> list[Mapping[str, Any]]:
+    """Dataclasses as plain data."""
+    return [asdict(each) for each in found]

@@ -1,0 +1,181 @@
+"""Random networks for the identities: branches, Adds, Concats, Splits, groups, shuffles, normalizations."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+
+class Builder:
+    """Collects nodes and weights; values are known by name, with shape (C, H, W)."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = np.random.default_rng(seed)
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.shapes: dict[str, tuple[int, ...]] = {"x": (3, 8, 8)}
+
+    def weight(self, *shape: int, low: float = -1.0, high: float = 1.0) -> str:
+        name = f"w{len(self.weights)}"
+        scale = 1 / np.sqrt(max(np.prod(shape[1:]), 1)) if len(shape) > 1 and shape[1:] != (1, 1) else 1
+        self.weights.append(
+            numpy_helper.from_array((self.random.uniform(low, high, shape) * scale).astype(np.float32), name)
+        )
+        return name
+
+    def constant(self, array: list[int]) -> str:
+        name = f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.array(array, np.int64), name))
+        return name
+
+    def add(self, operator: str, inputs: list[str], shape: tuple[int, ...], **attributes) -> str:
+        name = f"{operator.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [f"{name}:0"], name=name, **attributes))
+        self.shapes[f"{name}:0"] = shape
+        return f"{name}:0"
+
+    def conv(self, x: str, filters: int, kernel: int = 1, group: int = 1, bias: bool = True, stride: int = 1) -> str:
+        c, h, w = self.shapes[x]
+        inputs = [x, self.weight(filters, c // group, kernel, kernel)] + ([self.weight(filters)] if bias else [])
+        pad = kernel // 2
+        return self.add(
+            "Conv",
+            inputs,
+            (filters, -(-h // stride), -(-w // stride)),
+            kernel_shape=[kernel] * 2,
+            pads=[pad] * 4,
+            group=group,
+            strides=[stride] * 2,
+        )
+
+    def batch_norm(self, x: str) -> str:
+        c = self.shapes[x][0]
+        parameters = [self.weight(c), self.weight(c), self.weight(c), self.weight(c, low=0.5, high=2.0)]
+        return self.add("BatchNormalization", [x, *parameters], self.shapes[x])
+
+    def shuffle(self, x: str, groups: int) -> str:
+        c, h, w = self.shapes[x]
+        split = self.add("Reshape", [x, self.constant([0, groups, c // groups, h, w])], (groups, c // groups, h, w))
+        swapped = self.add("Transpose", [split], (c // groups, groups, h, w), perm=[0, 2, 1, 3, 4])
+        return self.add("Reshape", [swapped, self.constant([0, c, h, w])], (c, h, w))
+
+    def split(self, x: str, first: int) -> tuple[str, str]:
+        c, h, w = self.shapes[x]
+        name = f"split{len(self.nodes)}"
+        outputs = [f"{name}:0", f"{name}:1"]
+        self.nodes.append(
+            helper.make_node("Split", [x, self.constant([first, c - first])], outputs, name=name, axis=1)
+        )
+        self.shapes[outputs[0]], self.shapes[outputs[1]] = (first, h, w), (c - first, h, w)
+        return outputs[0], outputs[1]
+
+    def model(self, outputs: list[str]) -> ir.Model:
+        graph = helper.make_graph(
+            self.nodes,
+            "random",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", *self.shapes["x"]])],
+            [helper.make_tensor_value_info(y, TensorProto.FLOAT, ["N", *self.shapes[y]]) for y in outputs],
+            self.weights,
+        )
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+        onnx.checker.check_model(proto, full_check=True)
+        return ir.from_proto(proto)
+
+
+@st.composite
+def networks(draw: st.DrawFn) -> ir.Model:
+    """A network of 2 to 7 random blocks on an 8×8 image, ending in a classifier; float32, opset 18."""
+    b = Builder(draw(st.integers(0, 2**32 - 1)))
+    x = b.conv("x", draw(st.sampled_from([4, 6, 8])), draw(st.sampled_from([1, 3])))
+    for block in draw(st.lists(st.sampled_from(sorted(BLOCKS)), min_size=1, max_size=6)):
+        x = BLOCKS[block](draw, b, x)
+    c, h, w = b.shapes[x]
+    if draw(st.booleans()):
+        x, c, h, w = b.add("GlobalAveragePool", [x], (c, 1, 1)), c, 1, 1
+    x = b.add("Flatten", [x], (c * h * w,))
+    if draw(st.booleans()):
+        hidden = draw(st.sampled_from([5, 8]))
+        x = b.add("Gemm", [x, b.weight(hidden, c * h * w), b.weight(hidden)], (hidden,), transB=1)
+        x = b.add("Relu", [x], (hidden,))
+    x = b.add("Gemm", [x, b.weight(5, b.shapes[x][0]), b.weight(5)], (5,), transB=1)
+    if draw(st.booleans()):
+        x = b.add("Softmax", [x], (5,))
+    return b.model([x])
+
+
+def _activation(draw: st.DrawFn, b: Builder, x: str) -> str:
+    kind = draw(st.sampled_from(["Relu", "Sigmoid", "PRelu", "Tanh"]))
+    return b.add(kind, [x, b.weight(b.shapes[x][0], 1, 1)] if kind == "PRelu" else [x], b.shapes[x])
+
+
+def _conv(draw: st.DrawFn, b: Builder, x: str) -> str:
+    bias, stride = draw(st.booleans()), draw(st.sampled_from([1, 1, 2]))
+    return b.conv(x, draw(st.sampled_from([4, 6])), draw(st.sampled_from([1, 3])), bias=bias, stride=stride)
+
+
+def _grouped(draw: st.DrawFn, b: Builder, x: str) -> str:
+    return b.conv(b.conv(x, 8), draw(st.sampled_from([4, 8])), 3, group=2)
+
+
+def _depthwise(draw: st.DrawFn, b: Builder, x: str) -> str:
+    c = b.shapes[x][0]
+    return b.conv(x, c * draw(st.sampled_from([1, 2])), 3, group=c)
+
+
+def _residual(draw: st.DrawFn, b: Builder, x: str) -> str:
+    branch = b.conv(x, b.shapes[x][0], 3)
+    return b.add(draw(st.sampled_from(["Add", "Mul", "Max"])), [x, branch], b.shapes[x])
+
+
+def _inception(draw: st.DrawFn, b: Builder, x: str) -> str:
+    branches = [b.conv(x, 3), b.conv(b.conv(x, 4), 5, 3)]
+    if draw(st.booleans()):
+        branches.append(x)
+    if draw(st.booleans()):
+        branches.append(branches[0])
+    _, h, w = b.shapes[x]
+    return b.add("Concat", branches, (sum(b.shapes[each][0] for each in branches), h, w), axis=1)
+
+
+def _split(draw: st.DrawFn, b: Builder, x: str) -> str:
+    first, second = b.split(b.conv(x, 6), draw(st.integers(1, 5)))
+    changed = b.add("Relu", [second], b.shapes[second])
+    return b.add("Concat", [changed, first], (6, *b.shapes[x][1:]), axis=1)
+
+
+def _excite(draw: st.DrawFn, b: Builder, x: str) -> str:
+    c = b.shapes[x][0]
+    pooled = b.add("GlobalAveragePool", [x], (c, 1, 1))
+    gate = b.add("Sigmoid", [b.conv(b.add("Relu", [b.conv(pooled, 3)], (3, 1, 1)), c)], (c, 1, 1))
+    return b.add("Mul", [x, gate], b.shapes[x])
+
+
+def _constants(draw: st.DrawFn, b: Builder, x: str) -> str:
+    c = b.shapes[x][0]
+    shape = draw(st.sampled_from([(c, 1, 1), (1, 1, 1), b.shapes[x]]))
+    return b.add(draw(st.sampled_from(["Add", "Mul"])), [x, b.weight(*shape)], b.shapes[x])
+
+
+def _spatial_attention(draw: st.DrawFn, b: Builder, x: str) -> str:
+    _, h, w = b.shapes[x]
+    return b.add("Mul", [x, b.add("Sigmoid", [b.conv(x, 1, 3)], (1, h, w))], b.shapes[x])
+
+
+BLOCKS = {
+    "activation": _activation,
+    "batch norm": lambda draw, b, x: b.batch_norm(x),
+    "constants": _constants,
+    "conv": _conv,
+    "depthwise": _depthwise,
+    "dropout": lambda draw, b, x: b.add("Dropout", [x], b.shapes[x]),
+    "excite": _excite,
+    "grouped": _grouped,
+    "inception": _inception,
+    "lrn": lambda draw, b, x: b.add("LRN", [x], b.shapes[x], size=3, alpha=0.5, beta=draw(st.sampled_from([0.75, 0.5]))),
+    "max pool": lambda draw, b, x: b.add("MaxPool", [x], b.shapes[x], kernel_shape=[3, 3], pads=[1] * 4),
+    "residual": _residual,
+    "shuffle": lambda draw, b, x: b.shuffle(b.conv(x, 8), 2),
+    "spatial attention": _spatial_attention,
+    "split": _split,
+}

@@ -1,0 +1,107 @@
+"""Every structural rewrite equals something that can be computed without it."""
+
+import numpy as np
+import onnx_ir as ir
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+import onnxcompress as oc
+from onnxcompress.runtime import run, session
+from tests.networks import networks
+from tests.oracle import outputs_with_removed_read_as_zero
+
+RANDOM = np.random.default_rng(7)
+SETTINGS = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+
+
+def feeds_for(model: ir.Model, batch: int = 2) -> dict[str, np.ndarray]:
+    value = model.graph.inputs[0]
+    assert value.shape is not None
+    return {str(value.name): RANDOM.standard_normal((batch, *value.shape[1:])).astype(np.float32)}
+
+
+def outputs(model: ir.Model, feeds: dict[str, np.ndarray], optimize: bool = True) -> list[np.ndarray]:
+    return run(session(model, optimize=optimize), feeds)
+
+
+def assert_close(actual: list[np.ndarray], expected: list[np.ndarray], tolerance: float) -> None:
+    for a, e in zip(actual, expected, strict=True):
+        assert a.shape == e.shape
+        np.testing.assert_allclose(a, e, rtol=0, atol=tolerance * max(np.ptp(e), 1e-3))
+
+
+@SETTINGS
+@given(
+    networks(),
+    st.floats(0.05, 0.95),
+    st.sampled_from(["l1", "l2", "fpgm", "random"]),
+    st.sampled_from(["layer", "global"]),
+    st.sampled_from([1, 2]),
+)
+def test_pruned_equals_original_whose_readers_read_zero(model, ratio, criterion, scope, round_to):
+    result = oc.prune(model, ratio=ratio, criterion=criterion, scope=scope, round_to=round_to)
+    feeds = feeds_for(model)
+    expected = outputs_with_removed_read_as_zero(model, result.plan.prune, feeds)
+    for optimize in (False, True):
+        assert_close(outputs(result.model, feeds, optimize), expected, 1e-4)
+
+
+@SETTINGS
+@given(networks(), st.sampled_from(["vbmf", "energy:0.8", "fraction:0.5"]))
+def test_factoring_is_what_the_plan_says_and_full_ranks_are_the_original(model, rank):
+    feeds = feeds_for(model)
+    result = oc.decompose(model, rank=rank, include_pointwise=True, include_gemm=True)
+    assert_close(outputs(result.model, feeds, False), outputs(result.model, feeds, True), 1e-4)
+    assert result.model.graph.outputs[0].name == model.graph.outputs[0].name
+    full = {}
+    for layer in oc.inspect(model).layers:
+        shape = layer.cost.weight_shape
+        if layer.ranks is not None and len(shape) == 4 and shape[2] > 1:
+            groups = layer.cost.input_shape[1] // shape[1]
+            full[layer.cost.name] = oc.Ranks(shape[0] // groups, shape[1])
+        elif layer.ranks is not None and len(shape) == 2:
+            full[layer.cost.name] = oc.Ranks(min(shape), min(shape))
+    assert_close(outputs(oc.apply(model, oc.Plan(decompose=full)).model, feeds), outputs(model, feeds), 1e-5)
+
+
+@SETTINGS
+@given(networks(), st.floats(0.1, 0.8))
+def test_the_saved_plan_gives_the_same_bytes(model, ratio):
+    first = oc.compress(model, ratio=ratio, rank="fraction:0.5")
+    again = oc.apply(model, first.plan)
+    assert ir.to_proto(first.model).SerializeToString() == ir.to_proto(again.model).SerializeToString()
+
+
+@SETTINGS
+@given(networks())
+def test_ratio_zero_changes_nothing(model):
+    result = oc.prune(model, ratio=0)
+    assert result.model is model
+    assert not result.plan
+
+
+@SETTINGS
+@given(networks(), st.sampled_from(["l1", "l2"]))
+def test_dead_filters_go_first_and_nothing_changes(model, criterion):
+    """The first third of every layer's filters is zero, with zero bias, and nothing revives them."""
+    operators = {node.op_type for node in model.graph}
+    assume(not any(_revives(node) or _ties_unlike_filters(node) for node in model.graph))
+    assume("Concat" not in operators or not {"Add", "Mul", "Max"} & operators)
+    for node in model.graph:
+        if node.op_type in ("Conv", "Gemm"):
+            for value in node.inputs[1:]:
+                array = value.const_value.numpy().copy()
+                array[: len(array) // 3] = 0
+                value.const_value = ir.tensor(array, name=value.name)
+    result = oc.prune(model, ratio=0.3, criterion=criterion)
+    feeds = feeds_for(model)
+    assert_close(outputs(result.model, feeds), outputs(model, feeds), 1e-5)
+
+
+def _revives(node: ir.Node) -> bool:
+    constant = node.op_type in ("Add", "Mul") and any(value.is_initializer() for value in node.inputs)
+    return constant or node.op_type in ("Sigmoid", "BatchNormalization")
+
+
+def _ties_unlike_filters(node: ir.Node) -> bool:
+    return node.op_type == "Reshape" or ("group" in node.attributes and node.attributes["group"].as_int() > 1)
