@@ -405,7 +405,7 @@ def _show(content: dict[str, Any], lines: Sequence[Table | str], as_json: bool, 
 @contextmanager
 def _progress(what: str, quiet: bool) -> Iterator[Advance]:
     columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=stderr, transient=True, disable=quiet) as bar:
+    with Progress(*columns, console=stderr, transient=True, disable=quiet or not stderr.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -252,7 +252,7 @@ def accuracy_table(found: Accuracy) -> Table:
     return table("", ["", ""], rows)
 
 
-def latency_table(found: Sequence[Latency]) -> Table:
+def latency_table(found: Sequence[Latency], title: str = "") -> Table:
     """One row per network."""
     rows = [
         [
@@ -264,7 +264,7 @@ def latency_table(found: Sequence[Latency]) -> Table:
         ]
         for each in found
     ]
-    return table("", ["network", "median ms", "p10 – p90", "ratio to the first", "p10 – p90"], rows)
+    return table(title, ["network", "median ms", "p10 – p90", "ratio to the first", "p10 – p90"], rows)
 
 
 def records(found: Sequence[Any]) -> list[Mapping[str, Any]]:

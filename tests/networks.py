@@ -35,9 +35,13 @@ class Builder:
         self.shapes[f"{name}:0"] = shape
         return f"{name}:0"
 
-    def conv(self, x: str, filters: int, kernel: int = 1, group: int = 1, bias: bool = True, stride: int = 1) -> str:
+    def conv(
+        self, x: str, filters: int, kernel: int = 1, group: int = 1, bias: bool = True, stride: int = 1
+    ) -> str:
         c, h, w = self.shapes[x]
-        inputs = [x, self.weight(filters, c // group, kernel, kernel)] + ([self.weight(filters)] if bias else [])
+        inputs = [x, self.weight(filters, c // group, kernel, kernel)] + (
+            [self.weight(filters)] if bias else []
+        )
         pad = kernel // 2
         return self.add(
             "Conv",
@@ -56,7 +60,9 @@ class Builder:
 
     def shuffle(self, x: str, groups: int) -> str:
         c, h, w = self.shapes[x]
-        split = self.add("Reshape", [x, self.constant([0, groups, c // groups, h, w])], (groups, c // groups, h, w))
+        split = self.add(
+            "Reshape", [x, self.constant([0, groups, c // groups, h, w])], (groups, c // groups, h, w)
+        )
         swapped = self.add("Transpose", [split], (c // groups, groups, h, w), perm=[0, 2, 1, 3, 4])
         return self.add("Reshape", [swapped, self.constant([0, c, h, w])], (c, h, w))
 
@@ -172,7 +178,9 @@ BLOCKS = {
     "excite": _excite,
     "grouped": _grouped,
     "inception": _inception,
-    "lrn": lambda draw, b, x: b.add("LRN", [x], b.shapes[x], size=3, alpha=0.5, beta=draw(st.sampled_from([0.75, 0.5]))),
+    "lrn": lambda draw, b, x: b.add(
+        "LRN", [x], b.shapes[x], size=3, alpha=0.5, beta=draw(st.sampled_from([0.75, 0.5]))
+    ),
     "max pool": lambda draw, b, x: b.add("MaxPool", [x], b.shapes[x], kernel_shape=[3, 3], pads=[1] * 4),
     "residual": _residual,
     "shuffle": lambda draw, b, x: b.shuffle(b.conv(x, 8), 2),

@@ -32,7 +32,9 @@ def outputs_with_removed_read_as_zero(
             results = []
             for low, high in FILLS:
                 filled = [
-                    np.where(mask, random.uniform(low, high, mask.shape), values[name]).astype(values[name].dtype)
+                    np.where(mask, random.uniform(low, high, mask.shape), values[name]).astype(
+                        values[name].dtype
+                    )
                     for name, mask in zip(inputs, masks)
                 ]
                 results.append(_run(node, filled, inputs, opset))

@@ -11,7 +11,9 @@ from tests.networks import networks
 from tests.oracle import outputs_with_removed_read_as_zero
 
 RANDOM = np.random.default_rng(7)
-SETTINGS = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+SETTINGS = settings(
+    max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
 
 
 def feeds_for(model: ir.Model, batch: int = 2) -> dict[str, np.ndarray]:

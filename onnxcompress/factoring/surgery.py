@@ -124,4 +124,6 @@ def _replace(layer: FactorLayer, steps: list[tuple[str, Array, dict[str, ir.Attr
         step.outputs[0].type = node.outputs[0].type
         chain.append(step)
         x = step.outputs[0]
-    ir.convenience.replace_nodes_and_values(graph, node, [node], chain, [node.outputs[0]], [chain[-1].outputs[0]])
+    ir.convenience.replace_nodes_and_values(
+        graph, node, [node], chain, [node.outputs[0]], [chain[-1].outputs[0]]
+    )

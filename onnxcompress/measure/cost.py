@@ -59,7 +59,9 @@ def cost(model: ir.Model) -> Cost:
         macs = _macs(node, shapes)
         if not weights and not macs:
             continue
-        params = sum(math.prod(shapes[str(value.name)]) for value in dict.fromkeys(weights) if value not in counted)
+        params = sum(
+            math.prod(shapes[str(value.name)]) for value in dict.fromkeys(weights) if value not in counted
+        )
         counted.update(weights)
         layers.append(
             LayerCost(

@@ -1,0 +1,1 @@
+"""Long-running measurements; none of them is a test."""

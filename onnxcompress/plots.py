@@ -1,0 +1,71 @@
+"""Plots, with the optional extra ``plot`` (Matplotlib)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from onnxcompress.compression import Compressed
+from onnxcompress.errors import InputError
+from onnxcompress.report import layers_json
+
+BEFORE, AFTER = "#c3cbd6", "#1f6f8b"
+
+
+def plot_layers(result: Compressed, path: str | Path) -> None:
+    """Draw the MACs of every layer before and after compression.
+
+    Raises:
+        InputError: when Matplotlib is not installed.
+    """
+    layers = layers_json(result)
+    figure, axes = new_figure(9, 0.24 * len(layers) + 1.4)
+    rows = range(len(layers))
+    axes.barh(rows, [layer["macs"] / 1e6 for layer in layers], color=BEFORE, label="before")
+    axes.barh(rows, [layer["macs_after"] / 1e6 for layer in layers], color=AFTER, height=0.45, label="after")
+    axes.set_yticks(rows, [_label(layer) for layer in layers], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel("million MACs; in brackets: filters left, ranks")
+    axes.legend(frameon=False)
+    finish(figure, path)
+
+
+def plot_bars(names: Sequence[str], values: Sequence[float], label: str, path: str | Path) -> None:
+    """Draw one bar per name, the first one as the reference.
+
+    Raises:
+        InputError: when Matplotlib is not installed.
+    """
+    figure, axes = new_figure(8, 0.34 * len(names) + 1.2)
+    bars = axes.barh(range(len(names)), values, color=AFTER)
+    axes.bar_label(bars, [f" {value:.2f}" for value in values], fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    finish(figure, path)
+
+
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    """A figure with one pair of axes, without a display.
+
+    Raises:
+        InputError: when Matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError("plots need Matplotlib: pip install 'onnxcompress[plot]'") from None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def finish(figure: Any, path: str | Path) -> None:
+    """Write a figure as PNG."""
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+def _label(layer: dict[str, Any]) -> str:
+    left = f"{layer['filters'] - layer['filters_removed']}/{layer['filters']}"
+    ranks = f"; {layer['ranks']['out']}, {layer['ranks']['in']}" if layer["ranks"] else ""
+    return f"{layer['name']}  [{left}{ranks}]"

@@ -1,0 +1,227 @@
+"""The command line: one JSON object, exit codes, and one clear line for whatever is wrong."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import onnxcompress as oc
+from onnxcompress import cli
+from tests.networks import Builder
+
+COMMANDS = ["import-caffe", "inspect", "prune", "decompose", "compress", "apply", "evaluate", "bench"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with model.onnx (a small residual network), as the working folder."""
+    monkeypatch.chdir(tmp_path)
+    b = Builder(0)
+    x = b.conv("x", 16, 3)
+    y = b.add("Relu", [x], b.shapes[x])
+    z = b.add("Add", [y, b.conv(y, 16, 3)], b.shapes[x])
+    c, h, w = b.shapes[z]
+    flat = b.add("Flatten", [z], (c * h * w,))
+    oc.save(b.model([b.add("Gemm", [flat, b.weight(5, c * h * w)], (5,), transB=1)]), "model.onnx")
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command line in this process: (exit code, stdout, stderr)."""
+
+    def command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["onnxcompress", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(exit_.value.code or 0), out, err
+
+    return command
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_teaches(run, name):
+    code, out, _ = run(name, "--help")
+    assert code == 0
+    assert "--json" in out
+
+
+def test_compress_apply_evaluate_bench(run, folder):
+    code, out, err = run("compress", "model.onnx", "-o", "small.onnx", "--ratio", "0.5", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert [stage["name"] for stage in found["stages"]] == ["original", "pruned", "decomposed"]
+    assert found["stages"][0]["macs"] > found["stages"][1]["macs"] > found["stages"][2]["macs"]
+    assert found["file_bytes"]["after"] == Path("small.onnx").stat().st_size
+
+    code, out, _ = run("apply", "model.onnx", "small.plan.yaml", "-o", "again.onnx", "--json")
+    assert code == 0
+    assert Path("again.onnx").read_bytes() == Path("small.onnx").read_bytes()
+
+    random = np.random.default_rng(0)
+    np.savez("data.npz", x=random.random((12, 3, 8, 8), np.float32), y=random.integers(0, 5, 12))
+    code, out, _ = run("evaluate", "small.onnx", "--data", "data.npz", "--reference", "model.onnx", "--json")
+    assert code == 0
+    assert json.loads(out)["n"] == 12
+    assert 0 < json.loads(out)["relative_l2"] < 2
+
+    code, out, _ = run("bench", "model.onnx", "small.onnx", "--runs", "5", "--threads", "1", "--json")
+    assert code == 0
+    assert [network["name"] for network in json.loads(out)["networks"]] == ["model.onnx", "small.onnx"]
+
+
+def test_inspect(run, folder):
+    code, out, _ = run("inspect", "model.onnx", "--groups", "--time")
+    assert code == 0
+    for expected in ("conv0", "16×3×3×3", "tied to conv2", "kept: the network's output", "total", "ms"):
+        assert expected in out
+    code, out, _ = run("inspect", "model.onnx", "--json")
+    assert json.loads(out)["layers"][0]["tied"] == ["conv2"]
+
+
+def test_quiet_prints_nothing(run, folder):
+    assert run("decompose", "model.onnx", "-o", "out.onnx", "-q") == (0, "", "")
+    assert sorted(os.listdir()) == ["model.onnx", "out.onnx", "out.plan.yaml"]
+
+
+def test_tables_name_what_was_left_alone_and_why(run, folder):
+    _, out, _ = run("prune", "model.onnx", "-o", "out.onnx", "--layers")
+    assert "left as it is: gemm" in out
+    assert "the network's output" in out
+    code, out, _ = run("prune", "model.onnx", "-o", "out.onnx", "--ratio", "0")
+    assert code == 0
+    assert "nothing to do" in out
+
+
+def test_short_of_what_was_asked(run, folder):
+    code, out, _ = run("prune", "model.onnx", "-o", "out.onnx", "--ratio", "0.99", "--scope", "global")
+    assert code == 0  # one group of 16: 15 of 16 is what 0.99 asks for
+    b = Builder(0)
+    b.conv(b.conv("x", 8), 8)
+    oc.save(b.model([b.conv(b.nodes[-1].output[0], 2)]), "two.onnx")
+    code, out, _ = run("prune", "two.onnx", "-o", "out.onnx", "--ratio", "0.95", "--scope", "global")
+    assert code == 1
+    assert "short of what was asked" in out
+
+
+def with_weights(path: str, change) -> None:
+    model = oc.load("model.onnx")
+    value = next(v for v in model.graph.initializers.values() if v.const_value.numpy().ndim == 4)
+    array = value.const_value.numpy().copy()
+    change(array)
+    value.const_value = ir.tensor(array, name=value.name)
+    ir.save(model, path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prune", "none.onnx", "-o", "out.onnx"], "no such file"),
+        (["prune", ".", "-o", "out.onnx"], "is a folder"),
+        (["prune", "empty.onnx", "-o", "out.onnx"], "is empty"),
+        (["prune", "truncated.onnx", "-o", "out.onnx"], "not a valid ONNX file"),
+        (["prune", "text.onnx", "-o", "out.onnx"], "not a valid ONNX file"),
+        (["inspect", "noise.onnx"], "not a valid ONNX file"),
+        (["decompose", "nan.onnx", "-o", "out.onnx"], "NaN or infinite"),
+        (["decompose", "external.onnx", "-o", "out.onnx"], "not a valid ONNX file"),
+        (["inspect", "quantized.onnx"], "compress first, then quantize"),
+        (["prune", "model.onnx", "-o", "out.onnx", "--ratio", "1"], "not in [0, 1)"),
+        (["prune", "model.onnx", "-o", "out.onnx", "--ratio", "-0.1"], "not in [0, 1)"),
+        (["prune", "model.onnx", "-o", "out.onnx", "--ratio", "nan"], "not in [0, 1)"),
+        (["prune", "model.onnx", "-o", "out.onnx", "--criterion", "l7"], "not one of l1, l2"),
+        (["prune", "model.onnx", "-o", "out.onnx", "--scope", "all"], "not one of layer"),
+        (["prune", "model.onnx", "-o", "out.onnx", "--round-to", "0"], "not at least 1"),
+        (["prune", "model.onnx", "-o", "out.onnx", "--skip", "nope*"], "no layer matches"),
+        (["prune", "model.onnx", "-o", "model.onnx"], "overwrite the input"),
+        (["prune", "model.onnx", "-o", "./sub/../model.onnx"], "does not exist"),
+        (["prune", "model.onnx", "-o", "missing/out.onnx"], "does not exist"),
+        (["decompose", "model.onnx", "-o", "out.onnx", "--rank", "half"], "not a rule"),
+        (["compress", "model.onnx", "-o", "out.onnx", "--rank", "energy:2"], "share"),
+        (["apply", "model.onnx", "none.yaml", "-o", "out.onnx"], "cannot read the plan"),
+        (["apply", "model.onnx", "text.onnx", "-o", "out.onnx"], "not a plan"),
+        (["apply", "model.onnx", "layer.yaml", "-o", "out.onnx"], "no layer 'nope'"),
+        (["apply", "model.onnx", "rank.yaml", "-o", "out.onnx"], "impossible"),
+        (["evaluate", "model.onnx", "--data", "nowhere"], "no such file"),
+        (["evaluate", "model.onnx", "--data", "emptyfolder"], "emptyfolder"),
+        (["evaluate", "model.onnx", "--data", "labels.npz"], "label"),
+        (["bench", "model.onnx", "truncated.onnx"], "not a valid ONNX file"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(run, folder, arguments, message):
+    Path("empty.onnx").touch()
+    Path("text.onnx").write_text("hello: world")
+    Path("truncated.onnx").write_bytes(Path("model.onnx").read_bytes()[:3000])
+    Path("noise.onnx").write_bytes(np.random.default_rng(0).bytes(2000))
+    Path("layer.yaml").write_text("format: 1\nprune: {nope: [0]}")
+    Path("rank.yaml").write_text("format: 1\ndecompose: {conv0: {out: 99, in: 3}}")
+    Path("emptyfolder").mkdir()
+    np.savez("labels.npz", x=np.zeros((2, 3, 8, 8), np.float32), y=np.array([0, 99]))
+    with_weights("nan.onnx", lambda array: array.fill(np.nan))
+    onnx.save(
+        onnx.load("model.onnx"),
+        "external.onnx",
+        save_as_external_data=True,
+        location="gone",
+        size_threshold=0,
+    )
+    Path("gone").unlink()
+    proto = onnx.load("model.onnx")
+    proto.graph.node.append(onnx.helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], name="q"))
+    onnx.save(proto, "quantized.onnx")
+
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
+def test_debug_shows_the_traceback(run, folder):
+    code, _, err = run("prune", "none.onnx", "-o", "out.onnx", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+
+
+def test_an_interrupted_run_leaves_nothing(run, folder, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onnxcompress.model.validate", interrupt)
+    code, out, err = run("prune", "model.onnx", "-o", "out.onnx")
+    assert (code, out) == (2, "")
+    assert "interrupted" in err
+    assert os.listdir() == ["model.onnx"]
+
+
+def test_a_defect_of_ours_is_one_line_too(run, folder, monkeypatch):
+    monkeypatch.setattr("onnxcompress.compression.simplify", lambda _: 1 / 0)
+    code, _, err = run("prune", "model.onnx", "-o", "out.onnx")
+    assert code == 2
+    assert "internal error, ZeroDivisionError" in err
+
+
+def test_usage_errors(run, folder):
+    for arguments in (
+        ["prune", "model.onnx"],
+        ["nonsense"],
+        ["prune", "model.onnx", "-o", "x", "--ratio", "x"],
+    ):
+        code, _, err = run(*arguments)
+        assert code == 2
+        assert "Traceback" not in err
+
+
+def test_two_runs_give_the_same_bytes(run, folder):
+    for name in ("a.onnx", "b.onnx"):
+        run("compress", "model.onnx", "-o", name, "--ratio", "0.4", "-q")
+    assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
+    assert Path("a.plan.yaml").read_bytes() == Path("b.plan.yaml").read_bytes()

@@ -1,0 +1,144 @@
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnxsim.compile_training import compile_training_loop
+from onnxsim.graph_grad import custom_gradient
+
+from models import digits, gradients, zoo
+from models.digits_data import load_digits_parts
+
+PUBLISHED_PARAMETERS = {"googlenet": 6_998_552, "squeezenet": 1_248_424}
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return load_digits_parts()
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return onnx.load(digits.SHIPPED)
+
+
+def weights(model: ir.Model) -> dict[str, np.ndarray]:
+    return {
+        name: value.const_value.numpy()
+        for name, value in model.graph.initializers.items()
+        if value.dtype == ir.DataType.FLOAT
+    }
+
+
+def run(model: ir.Model, images: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
+    return session.run(None, {"data": images})[0]
+
+
+@pytest.mark.parametrize(("name", "count"), PUBLISHED_PARAMETERS.items())
+def test_published_networks_have_their_parameters_and_compute_probabilities(name, count):
+    model = zoo.build(name)
+    size = model.graph.inputs[0].shape[2]
+    images = np.random.default_rng(0).normal(0, 50, (1, 3, size, size)).astype(np.float32)
+
+    probabilities = run(model, images)
+
+    assert sum(array.size for array in weights(model).values()) == count
+    assert probabilities.size == 1000
+    assert probabilities.sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_alexnet_has_its_61_million_parameters():
+    assert sum(array.size for array in weights(zoo.build("alexnet")).values()) == 60_965_224
+
+
+def test_vgg16_has_the_published_layers():
+    text = zoo.vgg16()
+    assert text.count('type: "Convolution"') == 13
+    assert text.count('type: "InnerProduct"') == 3
+    assert 'name: "conv5_3" type: "Convolution" bottom: "conv5_2"' in text
+
+
+def test_small_resnet_runs():
+    model = zoo.build("resnet18", size=64, width=8)
+    images = np.random.default_rng(0).normal(0, 50, (2, 3, 64, 64)).astype(np.float32)
+    probabilities = run(model, images)
+    assert probabilities.shape == (2, 1000)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-4)
+
+
+def test_a_seed_fixes_the_weights():
+    first, again, other = (weights(zoo.build("squeezenet", seed)) for seed in (3, 3, 4))
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, again[name])
+    assert not np.array_equal(first["conv10.weight"], other["conv10.weight"])
+
+
+def test_parts_are_disjoint_and_complete(parts):
+    seen = {name: {image.tobytes() for image in part.images} for name, part in parts.items()}
+    assert sum(len(part.labels) for part in parts.values()) == 1797
+    assert not seen["train"] & seen["calibration"]
+    assert not (seen["train"] | seen["calibration"]) & seen["test"]
+
+
+def test_parts_hold_every_class_alike(parts):
+    for part in parts.values():
+        shares = np.bincount(part.labels, minlength=10) / len(part.labels)
+        np.testing.assert_allclose(shares, 0.1, atol=0.01)
+
+
+def test_shipped_network_reads_test_digits(shipped, parts):
+    measured = digits.accuracy(shipped, parts["test"])
+    recorded = {entry.key: entry.value for entry in shipped.metadata_props}["accuracy on test"]
+    assert measured > 0.98
+    assert f"{measured:.4f}" == recorded
+
+
+def test_shipped_network_is_the_described_one(shipped):
+    described = digits.untrained(seed=0)
+    assert [node.op_type for node in shipped.graph.node] == [node.op_type for node in described.graph.node]
+    assert {"Concat", "LRN", "MaxPool"} <= {node.op_type for node in shipped.graph.node}
+    assert digits.SHIPPED.stat().st_size < 2_000_000
+
+
+def test_training_lowers_the_loss(parts, capsys):
+    few = digits.Part(*(array[:64] for array in parts["train"]))
+    digits.train(digits.untrained(seed=0), few, epochs=3, seed=0)
+    losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert losses[-1] < losses[0]
+
+
+def test_lrn_gradient_matches_finite_differences():
+    rng = np.random.default_rng(0)
+    x, direction = rng.normal(0, 2, (2, 1, 7, 2, 3))
+    nodes = [
+        helper.make_node("LRN", ["x"], ["y"], size=5, alpha=0.5, beta=0.75, bias=1.0),
+        helper.make_node("Mul", ["y", "direction"], ["product"]),
+        helper.make_node("ReduceSum", ["product"], ["loss"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "lrn",
+        [helper.make_tensor_value_info("direction", TensorProto.FLOAT, direction.shape)],
+        [helper.make_tensor_value_info("loss", TensorProto.FLOAT, ())],
+        [numpy_helper.from_array(x.astype(np.float32), "x")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+    def loss(values):
+        squares = np.pad(values**2, ((0, 0), (2, 2), (0, 0), (0, 0)))
+        sums = sum(squares[:, offset : offset + 7] for offset in range(5))
+        return np.sum(direction * values * (1 + 0.1 * sums) ** -0.75)
+
+    with custom_gradient("LRN", gradients.lrn):
+        loop = compile_training_loop(model, "loss", ["x"], optimizer="sgd_momentum")
+        loop({"direction": direction.astype(np.float32)}, lr=1.0)
+    gradient = x - loop.parameters()["x"]
+
+    step = 1e-5
+    for index in np.ndindex(x.shape):
+        change = np.zeros_like(x)
+        change[index] = step
+        slope = (loss(x + change) - loss(x - change)) / (2 * step)
+        assert gradient[index] == pytest.approx(slope, abs=1e-5)
