@@ -381,10 +381,8 @@ def _finish(
     if result.shortfall:
         lines.append(f"short of what was asked: {result.shortfall}")
     saved = report.change(sizes["before"], sizes["after"])
-    lines.append(
-        f"{output}: {sizes['after'] / 1e6:.2f} MB, was {sizes['before'] / 1e6:.2f} MB{f' ({saved})' * bool(saved)}"
-        + (f"; plan in {plan}" if write_plan else "")
-    )
+    written = f"{output}: {sizes['after'] / 1e6:.2f} MB, was {sizes['before'] / 1e6:.2f} MB"
+    lines.append(written + (f" ({saved})" if saved else "") + (f"; plan in {plan}" if write_plan else ""))
     content = report.compressed_json(result) | {
         "output": str(output),
         "plan": str(plan) if write_plan else None,

@@ -235,7 +235,7 @@ def _open_labelled(folder: Path) -> Data:
                     raise InputError(f"{source}: line {rows.line_num}: no such image: {row['file']}")
                 if not label.isdecimal() or len(label) > LABEL_DIGITS:
                     raise InputError(
-                        f"{source}: line {rows.line_num}: the label {label[:20]!r} is not a class number from 0"
+                        f"{source}: line {rows.line_num}: the label {label[:20]!r} is no class number from 0"
                     )
                 files.append(file)
                 labels.append(int(label))

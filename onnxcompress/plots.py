@@ -23,7 +23,7 @@ def plot_layers(result: Compressed, path: str | Path) -> None:
     axes.barh(rows, [layer["macs"] / 1e6 for layer in layers], color=BEFORE, label="before")
     axes.barh(rows, [layer["macs_after"] / 1e6 for layer in layers], color=AFTER, height=0.45, label="after")
     axes.set_yticks(rows, [_label(layer) for layer in layers], fontsize=7)
-    axes.invert_yaxis()
+    axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_xlabel("million MACs; in brackets: filters left, ranks")
     axes.legend(frameon=False)
     finish(figure, path)
@@ -39,7 +39,7 @@ def plot_bars(names: Sequence[str], values: Sequence[float], label: str, path: s
     bars = axes.barh(range(len(names)), values, color=AFTER)
     axes.bar_label(bars, [f" {value:.2f}" for value in values], fontsize=8)
     axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(label)
     finish(figure, path)
 

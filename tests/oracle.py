@@ -27,7 +27,14 @@ def outputs_with_removed_read_as_zero(
         inputs = [name for name in node.input if name]
         masks = [tainted[name] for name in inputs]
         if _reads(node, values) or not any(mask.any() for mask in masks):
-            results = [_run(node, [np.where(m, 0, values[n]) for n, m in zip(inputs, masks)], inputs, opset)]
+            results = [
+                _run(
+                    node,
+                    [np.where(m, 0, values[n]) for n, m in zip(inputs, masks, strict=True)],
+                    inputs,
+                    opset,
+                )
+            ]
         else:
             results = []
             for low, high in FILLS:
@@ -35,7 +42,7 @@ def outputs_with_removed_read_as_zero(
                     np.where(mask, random.uniform(low, high, mask.shape), values[name]).astype(
                         values[name].dtype
                     )
-                    for name, mask in zip(inputs, masks)
+                    for name, mask in zip(inputs, masks, strict=True)
                 ]
                 results.append(_run(node, filled, inputs, opset))
         for index, name in enumerate(node.output):
@@ -64,7 +71,7 @@ def _reads(node: onnx.NodeProto, values: dict[str, np.ndarray]) -> bool:
 def _run(
     node: onnx.NodeProto, arrays: list[np.ndarray], names: list[str], opset: list[onnx.OperatorSetIdProto]
 ) -> list[np.ndarray]:
-    unique = dict(zip(names, arrays))
+    unique = dict(zip(names, arrays, strict=True))
     graph = helper.make_graph(
         [node],
         "node",

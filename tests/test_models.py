@@ -10,7 +10,7 @@ from onnxsim.graph_grad import custom_gradient
 from models import digits, gradients, zoo
 from models.digits_data import load_digits_parts
 
-PUBLISHED_PARAMETERS = {"googlenet": 6_998_552, "squeezenet": 1_248_424}
+PUBLISHED_PARAMETERS = {"googlenet": 6_998_552, "squeezenet": 1_248_424, "resnet18": 11_699_112}
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from onnxcompress import runtime
 from onnxcompress.errors import InputError
 from onnxcompress.runtime import random_feeds, run, session
-from tests.networks import network
+from tests.onnx_text import network
 
 
 def scaling(weights: np.ndarray) -> ir.Model:

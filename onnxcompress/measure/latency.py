@@ -139,8 +139,8 @@ def node_times(model: ir.Model | str | Path, runs: int = 10) -> dict[str, float]
     """Milliseconds that each node takes in one run on random input, the median of several, by node name.
 
     The network runs with every optimization of ONNX Runtime on, as it does for users, so that some nodes are
-    fused. A fused node counts under the layer that it grew from: Conv + BatchNormalization + Add + Relu is all
-    the Conv's, and the others are missing. Changes between memory layouts are summed under "(layout)".
+    fused. A fused node counts under the layer that it grew from: Conv + BatchNormalization + Add + Relu is
+    all the Conv's, and the others are missing. Changes between memory layouts are summed under "(layout)".
     What cannot be traced to a node of the network is summed under "(runtime)". Recording itself takes some
     microseconds per node, so that the sum is more than `bench` measures.
 

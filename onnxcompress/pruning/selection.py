@@ -26,7 +26,7 @@ def select(
 
     Args:
         graph: of the network to prune.
-        ratio: share to remove, in [0, 1): of every layer's filters with scope ``layer``, of all with ``global``.
+        ratio: share to remove, in [0, 1): of each layer's filters (scope ``layer``) or of all (``global``).
         criterion: a name from `importance.CRITERIA`.
         scope: ``layer`` or ``global``.
         round_to: layers keep a multiple of so many filters (never more than they have).
@@ -60,7 +60,7 @@ def share(ratio: float, count: int) -> int:
 
 def _sharing_layers(groups: list[Group]) -> list[list[Group]]:
     """Groups collected so that the filters of each layer compete with each other (a Split parts them)."""
-    first_of = {}
+    first_of: dict[str, int] = {}
     pairs = [(index, first_of.setdefault(name, index)) for index, g in enumerate(groups) for name in g.layers]
     rows, columns = zip(*pairs, strict=True) if pairs else ((), ())
     links = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(len(groups), len(groups)))

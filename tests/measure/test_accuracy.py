@@ -6,11 +6,12 @@ import onnx_ir as ir
 import pytest
 from PIL import Image
 
+from onnxcompress.caffe import import_caffe
 from onnxcompress.data import Data
 from onnxcompress.errors import InputError
 from onnxcompress.measure.accuracy import evaluate
 from onnxcompress.preprocessing import Preprocessing, attach
-from tests.networks import network
+from tests.onnx_text import network
 
 RANDOM = np.random.default_rng(0)
 SAMPLES, FEATURES, CLASSES = 23, 4, 7
@@ -235,9 +236,8 @@ SHARED = Path(__file__).parents[3] / "shared/data"
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
 def test_squeezenet_reads_what_the_anchors_say():
-    caffe = pytest.importorskip("onnxcompress.caffe")
     folder = SHARED / "models/squeezenet_v1.0"
-    model = caffe.import_caffe(folder / "deploy.prototxt", folder / "squeezenet_v1.0.caffemodel")
+    model = import_caffe(folder / "deploy.prototxt", folder / "squeezenet_v1.0.caffemodel")
     found = evaluate(model, SHARED / "images/imagenet_eval", preprocessing=Preprocessing())
     assert found.n == 500
     assert found.top1 == pytest.approx(0.518, abs=0.01)

@@ -9,7 +9,7 @@ from tests.networks import Builder
 
 
 def graded(b: Builder) -> ir.Model:
-    """The network that was built, each convolution's filter i filled with i + 1 (in every other way equal)."""
+    """The network that was built, with filter i of each convolution filled with i + 1."""
     model = b.model([b.conv(b.nodes[-1].output[0], 2)])
     for node in model.graph:
         if node.op_type == "Conv":

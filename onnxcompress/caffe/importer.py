@@ -1,0 +1,124 @@
+"""Networks of Caffe as ONNX."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+from google.protobuf import text_format
+
+from onnxcompress import preprocessing as prep
+from onnxcompress.caffe.graph import start
+from onnxcompress.caffe.layers import convert
+from onnxcompress.caffe.network import Network, normalise, unique
+from onnxcompress.caffe.parameters import Source, from_caffemodel, from_fillers
+from onnxcompress.caffe.schema import NetParameter
+from onnxcompress.errors import InputError
+
+OLDEST_OPSET = 13
+"""From which ONNX has the operators in the form that the converters write."""
+
+
+def import_caffe(
+    prototxt: str | Path,
+    caffemodel: str | Path | None = None,
+    *,
+    preprocessing: prep.Preprocessing | None = None,
+    seed: int = 0,
+    opset: int = 20,
+) -> ir.Model:
+    """Convert a Caffe network to ONNX, for inference.
+
+    Layers and blobs keep their names. The first dimension of the inputs, the batch, is free (N).
+
+    Args:
+        prototxt: path of the network's description, in the present or the V1 form.
+        caffemodel: path of its weights. Without them, they are drawn from the fillers that the prototxt names
+            (a parameter without a filler is zero, as in Caffe); the statistics of BatchNorm layers are then
+            mean 0 and variance 1.
+        preprocessing: goes into the metadata. None is Caffe's for ImageNet, where the network has one input
+            and that is of images with 3 channels.
+        seed: of the drawn weights.
+        opset: version of ONNX's operators.
+
+    Raises:
+        InputError: when a file cannot be read, the two do not belong together, the weights hold NaN or
+            infinite values, or a layer is not supported.
+    """
+    path = Path(prototxt)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the file: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file; give the prototxt first, then the caffemodel") from None
+    try:
+        return import_caffe_text(text, caffemodel, preprocessing=preprocessing, seed=seed, opset=opset)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def import_caffe_text(
+    text: str,
+    caffemodel: str | Path | None = None,
+    *,
+    preprocessing: prep.Preprocessing | None = None,
+    seed: int = 0,
+    opset: int = 20,
+) -> ir.Model:
+    """Like `import_caffe`, from the text of a prototxt."""
+    newest = onnx.defs.onnx_opset_version()
+    if not OLDEST_OPSET <= opset <= newest:
+        raise InputError(f"opset {opset} is not supported; give one from {OLDEST_OPSET} to {newest}")
+    network = normalise(_parse(text))
+    source = from_fillers(seed) if caffemodel is None else from_caffemodel(Path(caffemodel))
+    model = _build(network, source, opset)
+    if preprocessing is not None:
+        prep.attach(model, preprocessing)
+    elif [(len(shape), *shape[1:2]) for shape in network.inputs.values()] == [(4, 3)]:
+        prep.attach(model, prep.Preprocessing())
+    return model
+
+
+def _parse(text: str) -> Any:
+    net = NetParameter()
+    try:
+        text_format.Parse(text, net, allow_unknown_field=True)
+    except text_format.ParseError as error:
+        reason = str(error).rsplit("': ", 1)[-1]
+        raise InputError(f"truncated, or not a prototxt: line {error.GetLine()}: {reason}") from None
+    except RecursionError:
+        raise InputError("not a prototxt: its braces are nested too deeply") from None
+    if not net.layer and not net.layers:
+        raise InputError("describes no layers; give the deploy prototxt of a network")
+    return net
+
+
+def _build(network: Network, source: Source, opset: int) -> ir.Model:
+    graph = start(network, source)
+    inputs = [graph.blobs[name].value for name in network.inputs]
+    for layer in network.layers:
+        convert(graph, layer)
+    outputs = []
+    for blob, name in network.outputs:
+        value = graph.blobs[name].value
+        if blob != name:
+            alias = ir.Value(name=blob, type=value.type, shape=value.shape)
+            graph.nodes.append(
+                ir.node("Identity", [value], outputs=[alias], name=unique(blob, graph.node_names))
+            )
+            value = alias
+        outputs.append(value)
+    versions = onnx.helper.make_opsetid("", opset)
+    return ir.Model(
+        ir.Graph(
+            inputs,
+            outputs,
+            nodes=graph.nodes,
+            initializers=list(graph.initializers.values()),
+            opset_imports={"": opset},
+            name=network.name or "network",
+        ),
+        ir_version=onnx.helper.find_min_ir_version_for([versions]),
+        producer_name="onnxcompress",
+    )
