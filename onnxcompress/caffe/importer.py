@@ -52,8 +52,9 @@ def import_caffe(
         raise InputError(f"{path}: cannot read the file: {error.strerror}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a text file; give the prototxt first, then the caffemodel") from None
+    source = _source(caffemodel, seed)
     try:
-        return import_caffe_text(text, caffemodel, preprocessing=preprocessing, seed=seed, opset=opset)
+        return _convert(text, source, preprocessing, opset)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -67,11 +68,18 @@ def import_caffe_text(
     opset: int = 20,
 ) -> ir.Model:
     """Like `import_caffe`, from the text of a prototxt."""
+    return _convert(text, _source(caffemodel, seed), preprocessing, opset)
+
+
+def _source(caffemodel: str | Path | None, seed: int) -> Source:
+    return from_fillers(seed) if caffemodel is None else from_caffemodel(Path(caffemodel))
+
+
+def _convert(text: str, source: Source, preprocessing: prep.Preprocessing | None, opset: int) -> ir.Model:
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise InputError(f"opset {opset} is not supported; give one from {OLDEST_OPSET} to {newest}")
     network = normalise(_parse(text))
-    source = from_fillers(seed) if caffemodel is None else from_caffemodel(Path(caffemodel))
     model = _build(network, source, opset)
     if preprocessing is not None:
         prep.attach(model, preprocessing)
@@ -109,7 +117,6 @@ def _build(network: Network, source: Source, opset: int) -> ir.Model:
             )
             value = alias
         outputs.append(value)
-    versions = onnx.helper.make_opsetid("", opset)
     return ir.Model(
         ir.Graph(
             inputs,
@@ -119,6 +126,6 @@ def _build(network: Network, source: Source, opset: int) -> ir.Model:
             opset_imports={"": opset},
             name=network.name or "network",
         ),
-        ir_version=onnx.helper.find_min_ir_version_for([versions]),
+        ir_version=onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]),
         producer_name="onnxcompress",
     )

@@ -207,9 +207,10 @@ def _overhang(
 def _lrn(graph: Graph, layer: Layer) -> None:
     x, param = graph.bottom(layer), layer.message.lrn_param
     size = param.local_size
-    if size % 2 == 0 or len(x.shape) != 4:
+    if size % 2 == 0 or not (param.alpha > 0 and param.beta > 0) or len(x.shape) != 4:
         raise layer.error(
-            f"needs an odd local_size and a bottom of 4 axes; got {size} and {shape_text(x.shape)}"
+            "needs an odd local_size, a positive alpha and beta, and a bottom of 4 axes; got "
+            f"{size}, {param.alpha:g}, {param.beta:g} and {shape_text(x.shape)}"
         )
     if param.norm_region == param.ACROSS_CHANNELS:
         emit(

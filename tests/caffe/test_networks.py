@@ -65,8 +65,8 @@ def test_published_network_agrees_with_opencv(name):
 @needs_models
 def test_googlenet_imports_in_3_seconds_and_1_gigabyte():
     program = (
-        "import resource, sys, time; from onnxcompress.caffe import import_caffe; start = time.perf_counter();"
-        "import_caffe(*sys.argv[1:]);"
+        "import resource, sys, time; from onnxcompress.caffe import import_caffe;"
+        "start = time.perf_counter(); import_caffe(*sys.argv[1:]);"
         "print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     folder = MODELS / "bvlc_googlenet"
