@@ -73,6 +73,7 @@ def simplify(model: ir.Model) -> ir.Model:
         passes.NameFixPass(),
     ):
         tidy(simplified)
+    _unshare_vectors(simplified)
     return simplified
 
 
@@ -155,6 +156,18 @@ def weights_of(value: ir.Value | None) -> np.ndarray | None:
     if value is None or value.const_value is None or not value.is_initializer():
         return None
     return value.const_value.numpy()
+
+
+def _unshare_vectors(model: ir.Model) -> None:
+    """Give each reader its own copy of a bias or scale that merely has the same values as another's."""
+    for value in list(model.graph.initializers.values()):
+        array = weights_of(value)
+        if array is None or array.dtype.kind != "f" or array.size != max(array.shape, default=1):
+            continue
+        for number, (node, index) in enumerate(list(value.uses())[1:], start=1):
+            own = ir.val(f"{value.name}.{number}", const_value=ir.tensor(array, name=f"{value.name}.{number}"))
+            model.graph.initializers[str(own.name)] = own
+            node.replace_input_with(index, own)
 
 
 def _check_weights(model: ir.Model) -> None:
