@@ -165,8 +165,9 @@ def _unshare_vectors(model: ir.Model) -> None:
         if array is None or array.dtype.kind != "f" or array.size != max(array.shape, default=1):
             continue
         for number, (node, index) in enumerate(list(value.uses())[1:], start=1):
-            own = ir.val(f"{value.name}.{number}", const_value=ir.tensor(array, name=f"{value.name}.{number}"))
-            model.graph.initializers[str(own.name)] = own
+            name = f"{value.name}.{number}"
+            own = ir.val(name, const_value=ir.tensor(array, name=name))
+            model.graph.initializers[name] = own
             node.replace_input_with(index, own)
 
 

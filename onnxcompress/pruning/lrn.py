@@ -4,6 +4,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+BLOCK = 8
+"""Channels per group of the convolution. A dense band would be nearly all zeros: at 192 channels the groups
+need a sixteenth of its MACs and 40 % of its time in ONNX Runtime, which takes 13 times as long for LRN."""
+
 
 def band(channels: int, size: int, alpha: float) -> NDArray[np.float64]:
     """Weights of the sum over neighbours in ONNX's LRN: shape (channels, channels), α/size in the band."""
@@ -11,11 +15,32 @@ def band(channels: int, size: int, alpha: float) -> NDArray[np.float64]:
     return np.where((offset >= -((size - 1) // 2)) & (offset <= size // 2), alpha / size, 0.0)
 
 
+def blocks(matrix: NDArray[np.float64], size: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Cut a band into groups that overlap on the input side.
+
+    Args:
+        matrix: (C, C), zero further than the neighbours of a window of ``size`` from the diagonal.
+        size: of the window.
+
+    Returns:
+        (weights (groups · BLOCK, BLOCK + size − 1) of a grouped convolution, rows beyond C are zero;
+        the channels (groups · (BLOCK + size − 1),) that the groups read, one group after the other)
+    """
+    count = len(matrix)
+    groups = -(-count // BLOCK)
+    rows = np.arange(groups * BLOCK)
+    reach = np.arange(-((size - 1) // 2), BLOCK + size // 2)
+    read = (rows[::BLOCK, None] + reach).repeat(BLOCK, axis=0)
+    inside = (read >= 0) & (read < count) & (rows[:, None] < count)
+    read = np.clip(read, 0, count - 1)
+    weights = np.where(inside, matrix[np.minimum(rows, count - 1)[:, None], read], 0.0)
+    return weights, read[::BLOCK].ravel()
+
+
 def write_as_band(node: ir.Node, kept: NDArray[np.bool_]) -> None:
     """Replace an LRN node, of whose channels only some remain, by x / (band(x²) + bias)^β.
 
-    The removed channels count as zero; neighbours keep their original distance. ONNX Runtime runs the
-    convolution several times faster than the LRN node.
+    The removed channels count as zero; neighbours keep their original distance.
 
     Args:
         node: an LRN of its graph; its input already has only the kept channels.
@@ -30,34 +55,41 @@ def write_as_band(node: ir.Node, kept: NDArray[np.bool_]) -> None:
         for name, default in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))
     )
     dtype = (x.dtype or ir.DataType.FLOAT).numpy()
+    nodes: list[ir.Node] = []
 
     def constant(suffix: str, array: NDArray) -> ir.Value:
         name = f"{node.name}.{suffix}"
-        value = ir.val(name, const_value=ir.tensor(array.astype(dtype), name=name))
+        value = ir.val(name, const_value=ir.tensor(array, name=name))
         graph.initializers[name] = value
         return value
 
-    weight = band(len(kept), size, alpha)[kept][:, kept]
-    spatial = [1] * (len(x.shape) - 2 if x.shape is not None else 2)
-    nodes: list[ir.Node] = []
-
-    def add(op_type: str, suffix: str, *inputs: ir.Value) -> ir.Value:
-        nodes.append(ir.node(op_type, inputs, name=f"{node.name}/{suffix}"))
+    def add(op_type: str, suffix: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        nodes.append(ir.node(op_type, inputs, attributes, name=f"{node.name}/{suffix}"))
         nodes[-1].outputs[0].name = f"{y.name}/{suffix}"
         return nodes[-1].outputs[0]
 
-    square = add("Mul", "square", x, x)
+    matrix = band(len(kept), size, alpha)[kept][:, kept]
+    weights, read = blocks(matrix, size)
+    if len(weights) == BLOCK:
+        weights, read = matrix, np.arange(len(matrix))
+    point = (1,) * (len(x.shape) - 2 if x.shape is not None else 2)
+    base = add("Mul", "square", x, x)
+    if len(read) > len(matrix):
+        base = add("Gather", "neighbours", base, constant("neighbours", read), axis=1)
     base = add(
         "Conv",
         "band",
-        square,
-        constant("band", weight.reshape(*weight.shape, *spatial)),
-        constant("bias", np.full(len(weight), bias)),
+        base,
+        constant("band", weights.reshape(*weights.shape, *point).astype(dtype)),
+        constant("bias", np.full(len(weights), bias, dtype)),
+        group=len(read) // weights.shape[1],
     )
+    if len(weights) > len(matrix):
+        base = add("Gather", "channels", base, constant("channels", np.arange(len(matrix))), axis=1)
     if beta == 0.75:
         root = add("Sqrt", "root", base)
         power = add("Mul", "power", root, add("Sqrt", "fourth_root", root))
     else:
-        power = add("Pow", "power", base, constant("beta", np.array(beta)))
+        power = add("Pow", "power", base, constant("beta", np.array(beta, dtype)))
     nodes.append(ir.node("Div", [x, power], name=node.name))
     ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, [y], [nodes[-1].outputs[0]])

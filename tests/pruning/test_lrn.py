@@ -1,9 +1,11 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from onnxcompress.pruning.lrn import write_as_band
+from onnxcompress.pruning.lrn import BLOCK, band, blocks, write_as_band
 from onnxcompress.runtime import run, session
 
 
@@ -19,11 +21,12 @@ def lrn_network(channels: int, **attributes) -> ir.Model:
 
 @pytest.mark.parametrize("size", [1, 3, 5, 9])
 @pytest.mark.parametrize("beta", [0.5, 0.75, 1.0])
-def test_band_equals_lrn(size, beta):
-    model = lrn_network(7, size=size, beta=beta, alpha=0.3, bias=2.0)
-    x = np.random.default_rng(0).standard_normal((2, 7, 4, 4)).astype(np.float32)
+@pytest.mark.parametrize("channels", [1, 7, 8, 16, 21])
+def test_band_equals_lrn(size, beta, channels):
+    model = lrn_network(channels, size=size, beta=beta, alpha=0.3, bias=2.0)
+    x = np.random.default_rng(0).standard_normal((2, channels, 4, 4)).astype(np.float32)
     expected = run(session(model), {"x": x})[0]
-    write_as_band(model.graph[0], np.ones(7, bool))
+    write_as_band(model.graph[0], np.ones(channels, bool))
     assert "LRN" not in {node.op_type for node in model.graph}
     np.testing.assert_allclose(run(session(model), {"x": x})[0], expected, rtol=2e-6)
 
@@ -37,3 +40,19 @@ def test_removed_channels_count_as_zero_at_their_old_distance():
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = ir.Shape(["N", int(kept.sum()), 4, 4])
     np.testing.assert_allclose(run(session(model), {"x": x[:, kept]})[0], expected, rtol=2e-6)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40), st.sampled_from([1, 3, 5, 7, 17]), st.floats(0.2, 1), st.integers(0, 99))
+def test_blocks_are_the_band(channels, size, share, seed):
+    kept = np.random.default_rng(seed).random(channels) < share
+    kept[0] = True
+    matrix = band(channels, size, 1.0)[kept][:, kept]
+    weights, read = blocks(matrix, size)
+    rebuilt = np.zeros((len(weights), len(matrix)))
+    for row, channel_weights in enumerate(weights):
+        group = row // BLOCK
+        for channel, weight in zip(read.reshape(-1, weights.shape[1])[group], channel_weights, strict=True):
+            rebuilt[row, channel] += weight
+    np.testing.assert_array_equal(rebuilt[: len(matrix)], matrix)
+    assert not rebuilt[len(matrix) :].any()
