@@ -29,16 +29,19 @@ class Plan:
 
     Attributes:
         prune: indices of the filters (of a Gemm: neurons) that are removed, ascending.
+        rewrite: LRN nodes to write as banded convolutions, which is exact and faster; pruning does so of
+            itself with those whose channels it cuts.
         decompose: ranks at which the layer, as it is after pruning, is factored.
         kept: layers that stay as they are, with the reason. For the reader; applying ignores it.
     """
 
     prune: dict[str, list[int]] = field(default_factory=dict)
+    rewrite: list[str] = field(default_factory=list)
     decompose: dict[str, Ranks] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.prune or self.decompose)
+        return bool(self.prune or self.rewrite or self.decompose)
 
 
 def matches(layer: str, patterns: Sequence[str]) -> bool:
@@ -51,11 +54,13 @@ def to_yaml(plan: Plan) -> str:
     content = {
         "format": FORMAT,
         "prune": plan.prune,
+        "rewrite": plan.rewrite,
         "decompose": {name: {"out": ranks.out, "in": ranks.into} for name, ranks in plan.decompose.items()},
         "kept": plan.kept,
     }
     header = (
         "# prune: filters (of a Gemm: neurons) to remove, by layer, counted from 0\n"
+        "# rewrite: LRN nodes to write as banded convolutions (exact, and several times as fast)\n"
         "# decompose: Tucker-2 ranks by layer; 1×1 and Gemm layers have the same rank on both sides\n"
         "# kept: layers left as they are, and why (not read back)\n"
     )
@@ -78,20 +83,23 @@ def from_yaml(text: str, source: str = "plan") -> Plan:
         raise InputError(f"{source}: not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{source}: not a plan of this version: its first entry must be 'format: {FORMAT}'")
-    if unknown := set(content) - {"format", "prune", "decompose", "kept"}:
+    if unknown := set(content) - {"format", "prune", "rewrite", "decompose", "kept"}:
         raise InputError(
-            f"{source}: unknown entry '{min(map(str, unknown))}'; a plan has prune, decompose, kept"
+            f"{source}: unknown entry '{min(map(str, unknown))}'; a plan has prune, rewrite, decompose, kept"
         )
     prune = {
         layer: _filters(filters, f"{source}: prune: {layer}")
         for layer, filters in _section(content, "prune", source).items()
     }
+    rewrite = content.get("rewrite") or []
+    if not isinstance(rewrite, list) or not all(isinstance(name, str) for name in rewrite):
+        raise InputError(f"{source}: 'rewrite' must be a list of node names")
     decompose = {
         layer: _ranks(ranks, f"{source}: decompose: {layer}")
         for layer, ranks in _section(content, "decompose", source).items()
     }
     kept = {layer: str(reason) for layer, reason in _section(content, "kept", source).items()}
-    return Plan(prune, decompose, kept)
+    return Plan(prune, rewrite, decompose, kept)
 
 
 def read_plan(path: str | Path) -> Plan:

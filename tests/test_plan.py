@@ -7,6 +7,7 @@ from onnxcompress.plan import Plan, Ranks, from_yaml, read_plan, to_yaml
 def test_yaml_round_trip_with_awkward_names():
     plan = Plan(
         prune={"conv1/7x7_s2": [0, 3, 63], "yes": [1], "5": [2], "a: b #c": [4], "é×": list(range(200))},
+        rewrite=["pool1/norm1"],
         decompose={"conv2/3x3": Ranks(41, 32)},
         kept={"fc": "the network's output"},
     )
@@ -30,6 +31,7 @@ def test_sections_may_be_missing_and_filters_come_in_any_order():
         ("format: 1\nprune: {a: [true]}", "filter numbers"),
         ("format: 1\ndecompose: {a: {out: 0, in: 1}}", "ranks"),
         ("format: 1\ndecompose: {a: 4}", "ranks"),
+        ("format: 1\nrewrite: {a: 4}", "rewrite"),
         ("format: 1\nprune: {a: [1", "not YAML"),
         ("format: 1\nx: !!python/object/apply:os.system [ls]", "not YAML"),
         ("[" * 100000, "not YAML"),

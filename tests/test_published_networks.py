@@ -39,3 +39,13 @@ def test_nothing_in_googlenet_is_tied_or_held_back():
     assert not found.unknown
     assert len(found.groups) == 57
     assert all(len(group.layers) == 1 for group in found.groups)
+
+
+def test_compress_writes_lrn_as_bands_exactly_even_where_nothing_is_pruned():
+    model = zoo.build("alexnet")
+    result = oc.compress(model, ratio=0, rank="energy:1")
+    assert result.plan.rewrite == ["norm1", "norm2"]
+    assert "LRN" not in {node.op_type for node in result.model.graph}
+    feeds = {"data": np.random.default_rng(0).uniform(-120, 120, (2, 3, 227, 227)).astype(np.float32)}
+    expected, actual = run(session(model), feeds)[0], run(session(result.model), feeds)[0]
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
