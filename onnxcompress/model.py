@@ -73,6 +73,8 @@ def simplify(model: ir.Model) -> ir.Model:
         passes.NameFixPass(),
     ):
         tidy(simplified)
+    # Before version 4 every initializer had to be an input as well.
+    simplified.ir_version = max(simplified.ir_version, 4)
     _unshare_vectors(simplified)
     return simplified
 

@@ -15,7 +15,13 @@ from onnxcompress.measure.latency import Latency
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A plain table; the first column is text, the others are numbers."""
-    result = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    result = Table(
+        title=title or None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_header=any(columns),
+    )
     for index, column in enumerate(columns):
         result.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:
@@ -181,7 +187,7 @@ def layers_json(result: Compressed) -> list[dict[str, Any]]:
     return [
         {
             "name": layer.name,
-            "filters": layer.output_shape[1] if len(layer.output_shape) > 1 else layer.output_shape[0],
+            "filters": layer.output_shape[-1 if layer.operator in ("Gemm", "MatMul") else 1],
             "filters_removed": len(result.plan.prune.get(layer.name, [])),
             "ranks": (
                 {"out": decomposed[layer.name].out, "in": decomposed[layer.name].into}

@@ -163,6 +163,20 @@ def _constants(draw: st.DrawFn, b: Builder, x: str) -> str:
     return b.add(draw(st.sampled_from(["Add", "Mul"])), [x, b.weight(*shape)], b.shapes[x])
 
 
+def _pad(draw: st.DrawFn, b: Builder, x: str) -> str:
+    c, h, w = b.shapes[x]
+    return b.add("Pad", [x, b.constant([0, 0, 1, 0, 0, 0, 0, 2])], (c, h + 1, w + 2))
+
+
+def _clip(draw: st.DrawFn, b: Builder, x: str) -> str:
+    return b.add("Clip", [x, b.weight(low=-1, high=-0.5), b.weight(low=0.5, high=1)], b.shapes[x])
+
+
+def _pool(draw: st.DrawFn, b: Builder, x: str) -> str:
+    kind = draw(st.sampled_from(["MaxPool", "AveragePool"]))
+    return b.add(kind, [x], b.shapes[x], kernel_shape=[3, 3], pads=[1] * 4)
+
+
 def _spatial_attention(draw: st.DrawFn, b: Builder, x: str) -> str:
     _, h, w = b.shapes[x]
     return b.add("Mul", [x, b.add("Sigmoid", [b.conv(x, 1, 3)], (1, h, w))], b.shapes[x])
@@ -171,6 +185,7 @@ def _spatial_attention(draw: st.DrawFn, b: Builder, x: str) -> str:
 BLOCKS = {
     "activation": _activation,
     "batch norm": lambda draw, b, x: b.batch_norm(x),
+    "clip": _clip,
     "constants": _constants,
     "conv": _conv,
     "depthwise": _depthwise,
@@ -181,7 +196,8 @@ BLOCKS = {
     "lrn": lambda draw, b, x: b.add(
         "LRN", [x], b.shapes[x], size=3, alpha=0.5, beta=draw(st.sampled_from([0.75, 0.5]))
     ),
-    "max pool": lambda draw, b, x: b.add("MaxPool", [x], b.shapes[x], kernel_shape=[3, 3], pads=[1] * 4),
+    "pad": _pad,
+    "pool": _pool,
     "residual": _residual,
     "shuffle": lambda draw, b, x: b.shuffle(b.conv(x, 8), 2),
     "spatial attention": _spatial_attention,

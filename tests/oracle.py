@@ -50,9 +50,10 @@ def outputs_with_removed_read_as_zero(
                 continue
             first = results[0][index]
             values[name] = first
-            tainted[name] = np.any([result[index] != first for result in results[1:]], axis=0) | np.zeros(
-                first.shape, bool
-            )
+            changed = np.any([result[index] != first for result in results[1:]], axis=0)
+            tainted[name] = np.zeros(first.shape, bool) | changed
+            if first.ndim == 4:  # what a Pad puts around a removed channel is removed with it
+                tainted[name] |= tainted[name].any(axis=(2, 3), keepdims=True)
         if node.name in removed:
             axis = -1 if node.op_type == "MatMul" else 1
             np.moveaxis(tainted[node.output[0]], axis, 0)[removed[node.name]] = True

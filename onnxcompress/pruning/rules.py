@@ -215,25 +215,13 @@ def _hand_on_same(graph: ChannelGraph, node: ir.Node) -> None:
         "Cast",
         "Ceil",
         "Celu",
+        "Clip",
         "Cos",
         "Cosh",
-        "Dropout",
     ),
-    *(
-        "Elu",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "IsInf",
-        "IsNaN",
-        "LeakyRelu",
-    ),
-    *("Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Sinh"),
-    *("Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu"),
+    *("Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf"),
+    *("IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid"),
+    *("Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu"),
 )
 def unary(graph: ChannelGraph, node: ir.Node) -> None:
     """Elementwise functions of one tensor."""
@@ -241,13 +229,8 @@ def unary(graph: ChannelGraph, node: ir.Node) -> None:
 
 
 @rule(
-    "AveragePool",
-    "GlobalAveragePool",
-    "GlobalLpPool",
-    "GlobalMaxPool",
-    "LpPool",
-    "MaxPool",
-    "InstanceNormalization",
+    *("AveragePool", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool", "LpPool", "MaxPool"),
+    *("BatchNormalization", "InstanceNormalization"),
 )
 def per_channel(graph: ChannelGraph, node: ir.Node) -> None:
     """Operators that work on each channel of axis 1 by itself; weights, if any, lie along it."""
@@ -257,18 +240,6 @@ def per_channel(graph: ChannelGraph, node: ir.Node) -> None:
     for weight in node.inputs[1:]:
         if channels is not None and weight is not None:
             graph.parameter(_constant(weight), 0, channels.atoms, node)
-    _hand_on_same(graph, node)
-
-
-@rule("BatchNormalization")
-def batch_normalization(graph: ChannelGraph, node: ir.Node) -> None:
-    """Scale, bias, mean and variance lie along the channels."""
-    per_channel(graph, node)
-
-
-@rule("Clip")
-def clip(graph: ChannelGraph, node: ir.Node) -> None:
-    """The bounds are scalars."""
     _hand_on_same(graph, node)
 
 
@@ -456,13 +427,10 @@ def pad(graph: ChannelGraph, node: ir.Node) -> None:
     channels = graph.channels(node.inputs[0])
     if channels is not None:
         rank = len(graph.shape(node.inputs[0]))
-        if graph.shape(node.inputs[0])[channels.axis] != graph.shape(node.outputs[0])[channels.axis]:
-            raise NoRuleError
-        if (
-            len(node.inputs) > 3
-            and node.inputs[3] is not None
-            and rank != len(weights_of(node.inputs[3]) or ())
-        ):
+        given = node.attributes["pads"].as_ints() if "pads" in node.attributes else _array(node.inputs[1])
+        axes = _array(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3] is not None else range(rank)
+        pads = np.reshape(given, (2, -1))[:, [axis % rank == channels.axis for axis in axes]]
+        if pads.any():
             raise NoRuleError
     _hand_on_same(graph, node)
 
@@ -487,7 +455,7 @@ def reduction(graph: ChannelGraph, node: ir.Node) -> None:
     if "axes" in node.attributes:
         axes = list(node.attributes["axes"].as_ints())
     elif len(node.inputs) > 1 and node.inputs[1] is not None:
-        axes = np.asarray(weights_of(_constant(node.inputs[1]))).tolist()
+        axes = _array(node.inputs[1]).tolist()
     else:
         axes = list(range(rank))
     axes = [axis % rank for axis in axes]
@@ -561,6 +529,10 @@ def _constant(value: ir.Value | None) -> ir.Value:
     if value is None or weights_of(value) is None:
         raise NoRuleError
     return value
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    return np.asarray(weights_of(_constant(value)))
 
 
 def _new_constant(node: ir.Node, suffix: str, array: np.ndarray) -> ir.Value:
