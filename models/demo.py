@@ -4,10 +4,12 @@ How much to prune and at which ranks is chosen on the calibration part of the di
 measured on the test part, on which nothing was chosen or trained.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.progress import track
 
 import onnxcompress as oc
 from models.digits_data import Part, load_digits_parts
@@ -38,18 +40,15 @@ def main() -> None:
 
     console.print(f"[bold]{MODEL.name}[/bold], an Inception-style network trained on handwritten digits")
     floor = oc.evaluate(original, parts["calibration"]).top1 or 0.0
-    pruned = [oc.prune(original, ratio=ratio) for ratio in RATIOS]
-    fit = [
-        ratio
-        for ratio, each in zip(RATIOS, pruned, strict=True)
-        if calibration_accuracy(each) >= floor - MAY_LOSE
-    ]
+    pruned = {ratio: oc.prune(original, ratio=ratio) for ratio in _shown(RATIOS, "pruning")}
+    fit = [ratio for ratio, each in pruned.items() if calibration_accuracy(each) >= floor - MAY_LOSE]
     ratio = max(fit, default=0.0)
-    both = {rank: oc.compress(original, ratio=ratio, rank=rank, include_pointwise=True) for rank in RANKS}
-    fit_both = {
-        rank: each for rank, each in both.items() if calibration_accuracy(each) >= floor - 2 * MAY_LOSE
-    } or both
-    rank, result = min(fit_both.items(), key=lambda item: item[1].stages[-1].cost.macs)
+    both = {
+        rank: oc.compress(original, ratio=ratio, rank=rank, include_pointwise=True)
+        for rank in _shown(RANKS, "decomposing")
+    }
+    good = {rank: each for rank, each in both.items() if calibration_accuracy(each) >= floor - 2 * MAY_LOSE}
+    rank, result = min((good or both).items(), key=lambda item: item[1].stages[-1].cost.macs)
     console.print(
         f"chosen on {len(parts['calibration'])} calibration images: --ratio {ratio} --rank {rank}\n"
     )
@@ -83,6 +82,10 @@ def main() -> None:
         f"{len(parts['test'])} test images; latency of one image on one thread; nothing was retrained.\n"
         f"written: {', '.join(map(str, files))}, {OUTPUT / 'plan.yaml'}, {OUTPUT / 'layers.png'}"
     )
+
+
+def _shown(choices: list, what: str) -> Iterable:
+    return track(choices, what, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _data(name: str, part: Part) -> Data:
