@@ -123,7 +123,10 @@ def import_caffe(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Turn a Caffe network into ONNX, exactly, with its preprocessing in the file's metadata."""
+    """Turn a Caffe network into ONNX.
+
+    It computes the same, and how its images are prepared goes into the file's metadata.
+    """
     check_output(output, prototxt, caffemodel)
     preprocessing = Preprocessing(
         channel_order=channel_order,  # type: ignore[arg-type]  # checked there
@@ -154,7 +157,9 @@ def inspect(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show what each layer costs, its VBMF ranks, and which layers lose filters together.
+    """Show what each layer costs and what is tied.
+
+    VBMF: the ranks at which the layer would be factored.
 
     'free': the layer's filters can go by themselves. 'tied to': they go together with another layer's.
     'kept': they cannot go, and why.
@@ -183,7 +188,10 @@ def prune(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
-    """Remove whole filters with everything tied to them; writes OUTPUT and OUTPUT's .plan.yaml."""
+    """Remove whole filters.
+
+    Everything tied to them goes with them. Writes OUTPUT, and the plan beside it as .plan.yaml.
+    """
     check_output(output, model)
     result = verbs.prune(
         model, ratio=ratio, criterion=criterion, scope=scope, round_to=round_to, skip=skip, seed=seed
@@ -205,7 +213,9 @@ def decompose(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
-    """Factor convolutions into 1×1, core and 1×1 (Tucker-2); writes OUTPUT and OUTPUT's .plan.yaml.
+    """Factor convolutions by Tucker-2.
+
+    Each becomes 1×1, core, 1×1. Writes OUTPUT, and the plan beside it as .plan.yaml.
 
     Layers with up to 4 input channels are factored on their output side only. A layer whose chain would
     not have fewer MACs is left as it is.
@@ -242,7 +252,11 @@ def compress(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
-    """Prune, then decompose what is left (Goyal et al. 2019); writes OUTPUT and OUTPUT's .plan.yaml."""
+    """Prune, then decompose what is left.
+
+    The order of Goyal et al. (2019). LRN is written as banded convolutions, which is exact and faster.
+    Writes OUTPUT, and the plan beside it as .plan.yaml.
+    """
     check_output(output, model)
     with _progress("choosing ranks", quiet) as advance:
         result = verbs.compress(
@@ -301,7 +315,10 @@ def evaluate(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Measure top-1 and top-5, and how close the outputs are to those of another network."""
+    """Measure accuracy and output error.
+
+    Top-1 and top-5 on labelled data; with --reference, how close the outputs are to those of that network.
+    """
     network = load(model)
     changes: dict[str, Any] = {}
     if channel_order is not None:
@@ -338,7 +355,10 @@ def bench(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Time networks in ONNX Runtime on the CPU, in turns, and compare them with the first one."""
+    """Time networks against each other.
+
+    In ONNX Runtime on the CPU, in turns; ratios are to the first one.
+    """
     networks = [load(model) for model in models]
     with _progress("timing", quiet) as advance:
         found = verbs.bench(

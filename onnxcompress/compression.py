@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_ir as ir
+from threadpoolctl import threadpool_limits
 
 from onnxcompress.errors import InputError
 from onnxcompress.factoring import selection as rank_selection
@@ -26,6 +27,9 @@ from onnxcompress.pruning.surgery import filters_of, remove_filters
 from onnxcompress.shapes import concrete_shapes
 
 Progress = Callable[[int, int], None]
+
+one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
+"""Sums in the same order on any number of cores, for the same bytes; these matrices are too small for two."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Compressed:
         return self.stages[-1].model
 
 
+@one_blas_thread
 def prune(
     model: ir.Model | str | Path,
     *,
@@ -91,6 +96,7 @@ def prune(
     return Compressed(_stages(original, network, plan), plan, choice.unknown, choice.shortfall)
 
 
+@one_blas_thread
 def decompose(
     model: ir.Model | str | Path,
     *,
@@ -126,6 +132,7 @@ def decompose(
     return Compressed(_stages(original, network, plan), plan)
 
 
+@one_blas_thread
 def compress(
     model: ir.Model | str | Path,
     *,
@@ -155,6 +162,7 @@ def compress(
     return Compressed(_stages(original, network, plan), plan, choice.unknown, choice.shortfall)
 
 
+@one_blas_thread
 def apply(model: ir.Model | str | Path, plan: Plan | str | Path) -> Compressed:
     """Do what a plan says, no more and no less.
 
