@@ -11,10 +11,7 @@ import onnxsim
 from onnx_ir.passes import common as passes
 
 from onnxcompress.errors import InputError
-from onnxcompress.runtime import random_feeds, session
-
-PROTOBUF_LIMIT = 2**31 - 1
-"""Bytes of weights from which they lie in a file of their own beside the network's."""
+from onnxcompress.runtime import EMBEDDED_LIMIT, random_feeds, session
 
 QUANTIZED = frozenset(
     {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger"}
@@ -41,6 +38,8 @@ def load(source: str | Path | ir.Model) -> ir.Model:
     try:
         onnx.checker.check_model(str(path))
         model = ir.load(path)
+        if _weight_bytes(model) < EMBEDDED_LIMIT:
+            ir.external_data.load_to_model(model)
         _check_weights(model)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -116,10 +115,10 @@ def save(model: ir.Model, path: str | Path) -> None:
     """
     path = Path(path)
     check_output(path)
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+    large = _weight_bytes(model) >= EMBEDDED_LIMIT
     with tempfile.TemporaryDirectory(prefix=".onnxcompress-", dir=path.parent) as folder:
         draft = Path(folder) / path.name
-        ir.save(model, draft, external_data=f"{path.name}.data" if size > PROTOBUF_LIMIT - 2**20 else None)
+        ir.save(model, draft, external_data=f"{path.name}.data" if large else None)
         validate(draft)
         for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):
             os.replace(file, path.parent / file.name)
@@ -135,7 +134,10 @@ def validate(path: Path) -> None:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # as in load
         raise InputError(f"{path.name}: the result breaks ONNX's rules: {_one_line(error)}") from None
-    runnable = session(path)
+    try:
+        runnable = session(path)
+    except InputError as error:
+        raise InputError(str(error).replace(str(path), path.name)) from None
     try:
         runnable.run(None, random_feeds(runnable))
     except Exception as error:  # ONNX Runtime's exceptions have no common public base
@@ -185,6 +187,10 @@ def _check_weights(model: ir.Model) -> None:
             raise InputError(
                 f"the weights '{value.name}' hold NaN or infinite values; export the network again"
             )
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
 
 
 def _one_line(error: Exception) -> str:

@@ -177,6 +177,16 @@ def _pool(draw: st.DrawFn, b: Builder, x: str) -> str:
     return b.add(kind, [x], b.shapes[x], kernel_shape=[3, 3], pads=[1] * 4)
 
 
+def _resize(draw: st.DrawFn, b: Builder, x: str) -> str:
+    c, h, w = b.shapes[x]
+    if draw(st.booleans()):
+        sizes = b.constant([c, 2 * h, w])
+        return b.add("Resize", [x, "", "", sizes], (c, 2 * h, w), axes=[1, 2, 3])
+    scales = f"w{len(b.weights)}"
+    b.weights.append(numpy_helper.from_array(np.array([1, 1, 2, 1], np.float32), scales))
+    return b.add("Resize", [x, "", scales], (c, 2 * h, w))
+
+
 def _spatial_attention(draw: st.DrawFn, b: Builder, x: str) -> str:
     _, h, w = b.shapes[x]
     return b.add("Mul", [x, b.add("Sigmoid", [b.conv(x, 1, 3)], (1, h, w))], b.shapes[x])
@@ -199,6 +209,7 @@ BLOCKS = {
     "pad": _pad,
     "pool": _pool,
     "residual": _residual,
+    "resize": _resize,
     "shuffle": lambda draw, b, x: b.shuffle(b.conv(x, 8), 2),
     "spatial attention": _spatial_attention,
     "split": _split,

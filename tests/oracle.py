@@ -54,6 +54,8 @@ def outputs_with_removed_read_as_zero(
             tainted[name] = np.zeros(first.shape, bool) | changed
             if first.ndim == 4:  # what a Pad puts around a removed channel is removed with it
                 tainted[name] |= tainted[name].any(axis=(2, 3), keepdims=True)
+        if node.op_type == "LRN":  # it reads its neighbours and hands on its own channel
+            tainted[node.output[0]] = tainted[node.input[0]]
         if node.name in removed:
             axis = -1 if node.op_type == "MatMul" else 1
             np.moveaxis(tainted[node.output[0]], axis, 0)[removed[node.name]] = True

@@ -15,6 +15,9 @@ Array = NDArray[np.float64]
 
 CORE_ATTRIBUTES = ("auto_pad", "dilations", "pads", "strides")
 
+GEMM_WITHOUT_BIAS = 11
+"""Opset from which Gemm's third input may be missing."""
+
 
 def factor(model: ir.Model, ranks: dict[str, Ranks]) -> ir.Model:
     """Return the network with these layers factored.
@@ -112,6 +115,14 @@ def _replace(layer: FactorLayer, steps: list[tuple[str, Array, dict[str, ir.Attr
         graph.initializers[str(tensor.name)] = value
         last = suffix == steps[-1][0]
         inputs = [x, value, *(node.inputs[2:] if last else ())]
+        if (
+            node.op_type == "Gemm"
+            and len(inputs) == 2
+            and graph.opset_imports.get("", 11) < GEMM_WITHOUT_BIAS
+        ):
+            zero = ir.tensor(np.zeros(len(weight), dtype), name=f"{name}.bias")
+            graph.initializers[str(zero.name)] = ir.val(zero.name, const_value=zero)
+            inputs.append(graph.initializers[str(zero.name)])
         step = ir.Node("", node.op_type, inputs, name=name)
         for attribute in attributes.values():
             step.attributes[attribute.name] = attribute

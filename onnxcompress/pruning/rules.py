@@ -435,15 +435,37 @@ def pad(graph: ChannelGraph, node: ir.Node) -> None:
     _hand_on_same(graph, node)
 
 
+@rule("Resize", "Upsample")
+def resample(graph: ChannelGraph, node: ir.Node) -> None:
+    """Along the other axes only; sizes that count the channels follow."""
+    channels = graph.channels(node.inputs[0])
+    if channels is None:
+        _hand_on_same(graph, node)
+        return
+    axis, atoms = channels.axis, channels.atoms
+    before, after = graph.shape(node.inputs[0]), graph.shape(node.outputs[0])
+    region = _optional(node, 1) if len(node.inputs) > 2 else None
+    if before[axis] != after[axis] or (region is not None and _array(region).size):
+        raise NoRuleError
+    _hand_on_same(graph, node)
+    if (sizes := _optional(node, 3)) is None:
+        return
+    given, rank = _array(sizes), len(before)
+    axes = node.attributes["axes"].as_ints() if "axes" in node.attributes else range(rank)
+
+    def follow(keep: Keep) -> None:
+        counted = [
+            int(keep(atoms).sum()) if each % rank == axis else int(size)
+            for each, size in zip(axes, given, strict=True)
+        ]
+        node.replace_input_with(3, _new_constant(node, "sizes", np.array(counted, np.int64)))
+
+    graph.edit(follow)
+
+
 @rule(
-    "ReduceMax",
-    "ReduceMean",
-    "ReduceMin",
-    "ReduceProd",
-    "ReduceSum",
-    "ReduceSumSquare",
-    "ReduceL1",
-    "ReduceL2",
+    *("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
+    *("ReduceL1", "ReduceL2"),
 )
 def reduction(graph: ChannelGraph, node: ir.Node) -> None:
     """Over the other axes: the channels stay, perhaps on another axis. Over the channels: they are kept."""

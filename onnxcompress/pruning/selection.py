@@ -69,12 +69,15 @@ def _sharing_layers(groups: list[Group]) -> list[list[Group]]:
 
 
 def _lowest(scores: list[np.ndarray], ratio: float) -> list[int]:
-    """How many sets of each group are among the least important of all; the best of a group never is."""
-    candidates = np.concatenate([each[:-1] for each in scores]) if scores else np.zeros(0)
-    owner = np.repeat(np.arange(len(scores)), [len(each) - 1 for each in scores])
-    target = share(ratio, sum(map(len, scores)))
-    lowest = owner[np.argsort(candidates, kind="stable")[:target]]
-    return np.bincount(lowest, minlength=len(scores)).tolist()
+    """How many sets of each group are among the least important of all.
+
+    A group of which all are keeps its best one, and no more important set of another group goes instead.
+    """
+    sizes = [len(each) for each in scores]
+    owner = np.repeat(np.arange(len(scores)), sizes)
+    order = np.argsort(np.concatenate([*scores, np.zeros(0)]), kind="stable")
+    counts = np.bincount(owner[order[: share(ratio, len(order))]], minlength=len(scores))
+    return np.minimum(counts, np.array(sizes, np.int64) - 1).tolist()
 
 
 def _step(graph: ChannelGraph, group: Group, round_to: int) -> int:
