@@ -2,7 +2,6 @@
 
 import functools
 import json
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -370,12 +369,6 @@ def bench(
             progress=advance,
         )
     _show({"networks": report.records(found)}, [report.latency_table(found)], as_json, quiet)
-
-
-def main() -> None:
-    """Entry point of the ``onnxcompress`` command."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    app()
 
 
 def _finish(

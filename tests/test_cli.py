@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -11,7 +12,7 @@ import onnx_ir as ir
 import pytest
 
 import onnxcompress as oc
-from onnxcompress import cli
+from onnxcompress.__main__ import main
 from tests.networks import Builder
 
 COMMANDS = ["import-caffe", "inspect", "prune", "decompose", "compress", "apply", "evaluate", "bench"]
@@ -38,7 +39,7 @@ def run(monkeypatch, capsys):
     def command(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["onnxcompress", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_:
-            cli.main()
+            main()
         out, err = capsys.readouterr()
         return int(exit_.value.code or 0), out, err
 
@@ -200,6 +201,22 @@ def test_an_interrupted_run_leaves_nothing(run, folder, monkeypatch):
     assert (code, out) == (2, "")
     assert "interrupted" in err
     assert os.listdir() == ["model.onnx"]
+
+
+def test_an_interrupt_while_modules_load_is_one_line_too(run, monkeypatch):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "onnxcompress.cli", SimpleNamespace(app=interrupt))
+    code, out, err = run("prune", "model.onnx", "-o", "out.onnx")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "interrupted" in err
+
+
+def test_every_public_name_is_there_and_documented():
+    for name in oc.__all__:
+        assert getattr(oc, name).__doc__, name
 
 
 def test_a_defect_of_ours_is_one_line_too(run, folder, monkeypatch):

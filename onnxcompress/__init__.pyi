@@ -1,0 +1,39 @@
+"""What `onnxcompress` offers; read by its loader, editors and type checkers."""
+
+from .caffe import import_caffe
+from .compression import Compressed, Stage, apply, compress, decompose, prune
+from .errors import InputError
+from .inspection import Inspection, inspect
+from .measure.accuracy import Accuracy, evaluate
+from .measure.cost import Cost, cost
+from .measure.latency import Latency, bench
+from .model import load, save
+from .plan import Plan, Ranks, read_plan
+from .preprocessing import Preprocessing
+
+__all__ = [
+    "Accuracy",
+    "Compressed",
+    "Cost",
+    "InputError",
+    "Inspection",
+    "Latency",
+    "Plan",
+    "Preprocessing",
+    "Ranks",
+    "Stage",
+    "apply",
+    "bench",
+    "compress",
+    "cost",
+    "decompose",
+    "evaluate",
+    "import_caffe",
+    "inspect",
+    "load",
+    "prune",
+    "read_plan",
+    "save",
+]
+
+__version__: str
