@@ -17,7 +17,6 @@ from rich.table import Table
 
 import onnxcompress as verbs
 from onnxcompress import report
-from onnxcompress.compression import Compressed
 from onnxcompress.errors import InputError
 from onnxcompress.model import check_output, load, save, write_text
 from onnxcompress.plan import to_yaml
@@ -372,7 +371,7 @@ def bench(
 
 
 def _finish(
-    result: Compressed,
+    result: "verbs.Compressed",
     source: Path,
     output: Path,
     layers: bool,

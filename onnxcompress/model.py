@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxsim
 from onnx_ir.passes import common as passes
 
 from onnxcompress.errors import InputError
@@ -58,6 +57,8 @@ def simplify(model: ir.Model) -> ir.Model:
     Returns:
         A new network; the given one is not touched.
     """
+    import onnxsim  # takes a third of a second, which reading and writing files need not spend
+
     proto = ir.to_proto(model)
     try:
         simplified = ir.from_proto(onnxsim.simplify(proto)[0])

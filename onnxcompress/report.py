@@ -1,16 +1,19 @@
 """Results as tables for people and as plain data for programs."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 
-from onnxcompress.compression import Compressed
-from onnxcompress.inspection import InspectedLayer, Inspection
-from onnxcompress.measure.accuracy import Accuracy
-from onnxcompress.measure.latency import Latency
+if TYPE_CHECKING:
+    from onnxcompress.compression import Compressed
+    from onnxcompress.inspection import InspectedLayer, Inspection
+    from onnxcompress.measure.accuracy import Accuracy
+    from onnxcompress.measure.latency import Latency
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
