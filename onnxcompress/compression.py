@@ -214,7 +214,10 @@ def _choose_filters(
     if scope not in ("layer", "global"):
         raise InputError(f"scope: '{scope}' is not one of layer, global")
     _check_round_to(round_to)
-    graph = analyse(network, concrete_shapes(network))
+    graph = analyse(network)
+    if not filter_selection.is_convolutional(network, graph):
+        kept = dict.fromkeys((layer.name for layer in graph.layers), "the network is not convolutional")
+        return _FilterChoice({}, kept, list(kept), {}, "")
     chosen = filter_selection.select(
         graph,
         ratio=ratio,

@@ -11,7 +11,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxcompress.errors import InputError
-from onnxcompress.shapes import FREE_BATCH, FREE_SIZE
+
+FREE_BATCH = 1
+FREE_SIZE = 224
+"""Height and width (and length, depth) that stand in for dimensions which a file leaves open."""
 
 EMBEDDED_LIMIT = 2**31 - 2**20
 """Bytes of weights from which a network cannot be handed over as one protobuf message."""

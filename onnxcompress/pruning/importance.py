@@ -5,7 +5,6 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcompress.model import weights_of
 from onnxcompress.pruning.channels import ChannelGraph, Layer
 
 Array = NDArray[np.float64]
@@ -49,6 +48,12 @@ def random(filters: Array, generator: np.random.Generator) -> Array:
     return generator.random(len(filters))
 
 
+def relative_norms(layer: Layer) -> Array:
+    """Euclidean norms of a layer's filters with their biases, divided by their mean: shape (M,)."""
+    norms = np.linalg.norm(layer.filters(), axis=1)
+    return norms / max(norms.mean(), np.finfo(np.float64).tiny)
+
+
 def set_scores(graph: ChannelGraph, name: str, seed: int) -> Array:
     """Importance of every channel set, shape (number of sets,).
 
@@ -56,21 +61,23 @@ def set_scores(graph: ChannelGraph, name: str, seed: int) -> Array:
     filters in all layers. A set whose filters and biases are all zero has an l1 and l2 of exactly 0.
     """
     generator = np.random.default_rng(seed)
-    count = int(graph.set_of.max()) + 1 if len(graph.set_of) else 0
+    count = int(graph.set_of.max(initial=-1)) + 1
     total, members = np.zeros(count), np.zeros(count)
     for layer in graph.layers:
-        scores = CRITERIA[name](_filters(layer), generator)
-        sets = graph.set_of[layer.weight.atoms]
+        scores = CRITERIA[name](layer.filters(), generator)
+        sets = graph.set_of[layer.atoms]
         np.add.at(total, sets, scores / max(scores.mean(), np.finfo(np.float64).tiny))
         np.add.at(members, sets, 1)
     return total / np.maximum(members, 1)
 
 
-def _filters(layer: Layer) -> Array:
-    """A layer's filters as rows, each with its bias (grouped transposed convolutions: biases) at the end."""
-    weight = np.moveaxis(np.asarray(weights_of(layer.weight.parameter), np.float64), layer.weight.axis, 0)
-    rows = weight.reshape(len(weight), -1)
-    if layer.bias is None:
-        return rows
-    bias = np.asarray(weights_of(layer.bias.parameter), np.float64)
-    return np.hstack([rows, bias.reshape(-1, len(rows)).T])
+def dead_sets(graph: ChannelGraph) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which channel sets have only, and which have some, filters that are zero with their biases."""
+    count = int(graph.set_of.max(initial=-1)) + 1
+    every, some = np.ones(count, bool), np.zeros(count, bool)
+    for layer in graph.layers:
+        zero = ~layer.filters().any(axis=1)
+        sets = graph.set_of[layer.atoms]
+        np.logical_and.at(every, sets, zero)
+        np.logical_or.at(some, sets, zero)
+    return every & some, some

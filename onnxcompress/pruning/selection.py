@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from math import ceil, gcd
 
 import numpy as np
+import onnx_ir as ir
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from onnxcompress.plan import matches
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Group
-from onnxcompress.pruning.importance import set_scores
+from onnxcompress.pruning.importance import dead_sets, set_scores
 
 
 def select(
@@ -23,6 +24,8 @@ def select(
     seed: int,
 ) -> Atoms:
     """Choose the channel sets to remove, the least important first; one of every group stays.
+
+    For a zero filter that is tied to others and stays with them, none that does something goes instead.
 
     Args:
         graph: of the network to prune.
@@ -38,14 +41,32 @@ def select(
     """
     groups = [group for group in graph.groups if not skipped(group, skip)]
     scores = set_scores(graph, criterion, seed)
+    dead, partly_dead = dead_sets(graph)
     chosen = [np.zeros(0, np.int64)]
     for rivals in _sharing_layers(groups) if scope == "layer" else [groups]:
         ranked = [group.sets[np.argsort(scores[group.sets], kind="stable")] for group in rivals]
-        counts = _lowest([scores[sets] for sets in ranked], ratio)
+        available = np.concatenate([np.zeros(0, np.int64), *ranked])
+        wanted = share(ratio, len(available))
+        stuck = int((partly_dead & ~dead)[available].sum())
+        wanted = min(wanted, max(int(dead[available].sum()), wanted - stuck))
+        counts = _lowest([scores[sets] for sets in ranked], wanted)
         for group, sets, count in zip(rivals, ranked, counts, strict=True):
             kept = _rounded(len(sets) - count, len(sets), _step(graph, group, round_to))
             chosen.append(sets[: len(sets) - kept])
     return np.sort(np.concatenate(chosen))
+
+
+def is_convolutional(model: ir.Model, graph: ChannelGraph) -> bool:
+    """Whether a convolution could lose filters, or one works on inner features without starting any channels.
+
+    A multilayer perceptron is not, nor is a transformer whose only convolution cuts the image into patches.
+    """
+    starting = {name for group in graph.groups for name in group.layers}
+    return any(
+        node.name in starting or not (node.inputs[0] is None or node.inputs[0].is_graph_input())
+        for node in model.graph
+        if node.op_type in ("Conv", "ConvTranspose")
+    )
 
 
 def skipped(group: Group, patterns: Sequence[str]) -> bool:
@@ -68,15 +89,15 @@ def _sharing_layers(groups: list[Group]) -> list[list[Group]]:
     return [[groups[index] for index in np.flatnonzero(part == each)] for each in np.unique(part)]
 
 
-def _lowest(scores: list[np.ndarray], ratio: float) -> list[int]:
-    """How many sets of each group are among the least important of all.
+def _lowest(scores: list[np.ndarray], wanted: int) -> list[int]:
+    """How many sets of each group are among the ``wanted`` least important of all.
 
     A group of which all are keeps its best one, and no more important set of another group goes instead.
     """
     sizes = [len(each) for each in scores]
     owner = np.repeat(np.arange(len(scores)), sizes)
     order = np.argsort(np.concatenate([*scores, np.zeros(0)]), kind="stable")
-    counts = np.bincount(owner[order[: share(ratio, len(order))]], minlength=len(scores))
+    counts = np.bincount(owner[order[:wanted]], minlength=len(scores))
     return np.minimum(counts, np.array(sizes, np.int64) - 1).tolist()
 
 

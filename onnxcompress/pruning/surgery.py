@@ -5,9 +5,8 @@ import onnx_ir as ir
 
 from onnxcompress.errors import InputError
 from onnxcompress.model import refresh, weights_of
-from onnxcompress.pruning.channels import Atoms, ChannelGraph
+from onnxcompress.pruning.channels import Atoms, ChannelGraph, Layer
 from onnxcompress.pruning.rules import analyse
-from onnxcompress.shapes import concrete_shapes
 
 
 def remove_filters(model: ir.Model, filters: dict[str, list[int]]) -> ir.Model:
@@ -24,7 +23,11 @@ def remove_filters(model: ir.Model, filters: dict[str, list[int]]) -> ir.Model:
             listed, or none of its like would remain.
     """
     result = model.clone()
-    graph = analyse(result, concrete_shapes(result))
+
+    def stays(layer: Layer) -> np.ndarray:
+        return 1.0 - np.isin(np.arange(len(layer.atoms)), filters.get(layer.name, []))
+
+    graph = analyse(result, stays)
     removed = _sets(graph, filters)
 
     def keep(atoms: Atoms) -> np.ndarray:
@@ -32,7 +35,8 @@ def remove_filters(model: ir.Model, filters: dict[str, list[int]]) -> ir.Model:
 
     cut = set()
     for entry in graph.parameters:
-        if (entry.parameter, entry.axis) not in cut and not (kept := keep(entry.atoms)).all():
+        kept = keep(entry.atoms).any(axis=0)
+        if (entry.parameter, entry.axis) not in cut and not kept.all():
             cut.add((entry.parameter, entry.axis))
             array = np.compress(kept, np.asarray(weights_of(entry.parameter)), axis=entry.axis)
             entry.parameter.const_value = ir.tensor(array, name=entry.parameter.name)
