@@ -219,6 +219,7 @@ def _choose_filters(
         kept = dict.fromkeys((layer.name for layer in graph.layers), "the network is not convolutional")
         return _FilterChoice({}, kept, list(kept), {}, "")
     chosen = filter_selection.select(
+        network,
         graph,
         ratio=ratio,
         criterion=criterion,

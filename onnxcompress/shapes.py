@@ -28,8 +28,8 @@ def concrete_shapes(
 ) -> dict[str, tuple[int, ...]]:
     """Shapes by value name, for one sample; initializers included.
 
-    Free dimensions of the inputs become ``batch`` (the first), ``size`` (from the third on) and 1. Where shapes
-    are computed in a way that ONNX's inference cannot follow, ONNX Runtime computes them from random input.
+    Free dimensions of the inputs become ``batch`` (the first), ``size`` (from the third on) and 1. Where
+    shapes are computed in a way that ONNX's inference cannot follow, ONNX Runtime runs on random input.
     Values whose shape cannot be told even so are missing from the result.
     """
     bound = model.clone()

@@ -255,7 +255,7 @@ class ChannelGraph:
         for option in options:
             merged = _components(labels, option)
             total = np.bincount(merged, scores) / np.maximum(np.bincount(merged, counts), 1)
-            locked = np.unique(merged[np.concatenate(locks)]) if locks else []
+            locked = merged[np.concatenate([labels[:0], *locks])]
             sets = np.setdiff1d(merged[involved], locked)
             lowest = np.sort(total[sets])[: len(sets) // 2]
             candidates.append((len(lowest) == 0, lowest.mean() if len(lowest) else 0.0, -len(sets), merged))

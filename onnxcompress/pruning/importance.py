@@ -69,15 +69,3 @@ def set_scores(graph: ChannelGraph, name: str, seed: int) -> Array:
         np.add.at(total, sets, scores / max(scores.mean(), np.finfo(np.float64).tiny))
         np.add.at(members, sets, 1)
     return total / np.maximum(members, 1)
-
-
-def dead_sets(graph: ChannelGraph) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which channel sets have only, and which have some, filters that are zero with their biases."""
-    count = int(graph.set_of.max(initial=-1)) + 1
-    every, some = np.ones(count, bool), np.zeros(count, bool)
-    for layer in graph.layers:
-        zero = ~layer.filters().any(axis=1)
-        sets = graph.set_of[layer.atoms]
-        np.logical_and.at(every, sets, zero)
-        np.logical_or.at(some, sets, zero)
-    return every & some, some

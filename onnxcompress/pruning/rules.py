@@ -269,7 +269,7 @@ def elementwise(graph: ChannelGraph, node: ir.Node) -> None:
     if result is None:
         _hand_on(graph, node, None)
         return
-    varying = [axis for axis, size in enumerate(result.shape) if size > 1]
+    varying = [axis for axis in range(rank) if result.shape[axis] > 1]
     here = f"{node.op_type} ('{node.name}')"
     for value, shape, atoms in zip(operands, shapes, aligned, strict=True):
         fixed_axes = [axis for axis in varying if shape[axis] > 1]
@@ -407,8 +407,8 @@ def mean_variance_normalization(graph: ChannelGraph, node: ir.Node) -> None:
 def over_an_axis(graph: ChannelGraph, node: ir.Node) -> None:
     """Operators in which all elements along an axis take part."""
     rank = len(graph.shape(node.inputs[0]))
-    axis = _array(node.inputs[1]).item() % rank if node.op_type == "CumSum" else _axis(node, "axis", -1, rank)
-    _keep_shape_mixed(graph, node, [axis])
+    axis = _array(node.inputs[1]).item() if node.op_type == "CumSum" else _int(node, "axis", -1)
+    _keep_shape_mixed(graph, node, [axis % rank])
 
 
 @rule("ArgMax", "ArgMin")
@@ -420,7 +420,7 @@ def arg(graph: ChannelGraph, node: ir.Node) -> None:
 
 
 def _mix(graph: ChannelGraph, node: ir.Node, axes: list[int]) -> Atoms | None:
-    """All elements along these axes take part in each result: they are cut together or, if all, not at all."""
+    """All elements along these axes take part in each result: they are cut together or, if all, kept."""
     atoms = graph.atoms(node.inputs[0])
     if atoms is None:
         return None
@@ -533,15 +533,15 @@ def slice_(graph: ChannelGraph, node: ir.Node) -> None:
     if atoms is None:
         _hand_on(graph, node, None)
         return
-    size = graph.shape(node.inputs[0])
-    axes = [axis % len(size) for axis in _ints(node, "axes", range(len(size)), 3)]
+    sizes = graph.shape(node.inputs[0])
+    axes = [axis % len(sizes) for axis in _ints(node, "axes", range(len(sizes)), 3)]
     cut = [(index, axis) for index, axis in enumerate(axes) if atoms.shape[axis] > 1]
     if not cut:
         _hand_on(graph, node, atoms)
         return
     starts, ends = _ints(node, "starts", (), 1), _ints(node, "ends", (), 2)
     steps = _ints(node, "steps", [1] * len(starts), 4)
-    ranges = [range(size[axis])[slice(starts[i], ends[i], steps[i])] for i, axis in cut]
+    ranges = [range(sizes[axis])[slice(starts[i], ends[i], steps[i])] for i, axis in cut]
     result = atoms
     for (_, axis), taken in zip(cut, ranges, strict=True):
         result = result.take(list(taken), axis)
@@ -567,19 +567,18 @@ def slice_(graph: ChannelGraph, node: ir.Node) -> None:
 
 
 def _gather_before(node: ir.Node, indices: np.ndarray, axis: int) -> None:
-    assert node.graph is not None
     name = f"{node.name}/gather"
     gather = ir.node(
         "Gather", [node.inputs[0], _new_constant(node, "indices", indices)], {"axis": axis}, name=name
     )
     gather.outputs[0].name = f"{name}:0"
-    node.graph.insert_before(node, gather)
+    _graph_of(node).insert_before(node, gather)
     node.replace_input_with(0, gather.outputs[0])
 
 
 @rule("Gather")
 def gather(graph: ChannelGraph, node: ir.Node) -> None:
-    """Along the channels: those at constant indices, which follow. Along another axis: they may be computed."""
+    """Along the channels: those at constant indices, which follow. Along another axis: any."""
     if (indices_atoms := graph.atoms(node.inputs[1])) is not None:
         graph.lock(indices_atoms, f"indices of Gather ('{node.name}')")
     atoms = graph.atoms(node.inputs[0])
@@ -625,8 +624,7 @@ def reshape(graph: ChannelGraph, node: ir.Node) -> None:
     """As Flatten; the new shape follows the channels."""
     atoms = _reinterpret(graph, node)
     _hand_on(graph, node, atoms)
-    if atoms is not None:
-        _sizes_follow(graph, node, 1, atoms)
+    _sizes_follow(graph, node, 1, range(len(graph.shape(node.outputs[0]))))
 
 
 @rule("Expand")
@@ -636,8 +634,8 @@ def expand(graph: ChannelGraph, node: ir.Node) -> None:
     rank = len(graph.shape(node.outputs[0]))
     if atoms is not None:
         atoms = atoms.reshape((1,) * (rank - atoms.ndim) + atoms.shape)
-        _sizes_follow(graph, node, 1, atoms, graph.shape(node.inputs[1])[0])
     _hand_on(graph, node, atoms)
+    _sizes_follow(graph, node, 1, range(rank - graph.shape(node.inputs[1])[0], rank))
 
 
 @rule("Tile")
@@ -718,10 +716,7 @@ def resample(graph: ChannelGraph, node: ir.Node) -> None:
     if any(before[axis] != after[axis] for axis in varying) or (region is not None and _array(region).size):
         raise NoRuleError("changes the channels")
     if _optional(node, 3) is not None:
-        axes = [axis % atoms.ndim for axis in _ints(node, "axes", range(atoms.ndim))]
-        _sizes_follow(
-            graph, node, 3, atoms.transpose([*axes, *(set(range(atoms.ndim)) - set(axes))]), len(axes)
-        )
+        _sizes_follow(graph, node, 3, [axis % atoms.ndim for axis in _ints(node, "axes", range(atoms.ndim))])
 
 
 @rule("Shape")
@@ -741,7 +736,7 @@ def shape(graph: ChannelGraph, node: ir.Node) -> None:
         if varying.any() and not keep(atoms).all():
             uses = list(node.outputs[0].uses())
             before = _where(node, varying, counted, node.outputs[0])
-            node.graph.insert_after(node, before)
+            _graph_of(node).insert_after(node, before)
             for reader, index in uses:
                 reader.replace_input_with(index, before.outputs[0])
 
@@ -810,41 +805,39 @@ def _hand_on(graph: ChannelGraph, node: ir.Node, atoms: Atoms | None, reason: st
         graph.hand_on(value, atoms, reason or graph.fixed(source))
 
 
-def _sizes_follow(
-    graph: ChannelGraph, node: ir.Node, index: int, atoms: Atoms, count: int | None = None
-) -> None:
-    """An input that holds sizes of the last ``count`` axes (of all) of a tensor with these atoms follows.
+def _sizes_follow(graph: ChannelGraph, node: ir.Node, index: int, axes: Sequence[int]) -> None:
+    """An input that holds the sizes of these axes of the output follows its channels.
 
     Sizes of 0 and −1 follow by themselves. Those of a computed input are replaced once they are computed.
     """
-    sizes = node.inputs[index]
-    count = atoms.ndim if count is None else count
+    atoms, sizes = graph.atoms(node.outputs[0]), node.inputs[index]
+    if atoms is None or sizes is None:
+        return
     given = weights_of(sizes)
-    varying = [axis for axis in range(atoms.ndim - count, atoms.ndim) if atoms.shape[axis] > 1]
-    if given is None and not all(graph.is_static(node.outputs[0], axis) for axis in varying):
+    varying = np.array([atoms.shape[axis] > 1 for axis in axes])
+    if given is None and not all(
+        graph.is_static(node.outputs[0], axis) for axis in axes if atoms.shape[axis] > 1
+    ):
         raise NoRuleError("its shape is computed from sizes that the network leaves open")
 
     def follow(keep: Keep) -> None:
         if keep(atoms).all():
             return
-        target = np.zeros(count, np.int64) if given is None else given.copy()
-        for axis in varying:
-            if given is None or target[axis - atoms.ndim + count] > 0:
-                target[axis - atoms.ndim + count] = _kept(keep, atoms, axis).sum()
+        counts = np.array([_kept(keep, atoms, axis).sum() for axis in axes], np.int64)
         if given is not None:
-            node.replace_input_with(index, _new_constant(node, "sizes", target))
-            return
-        mask = np.isin(np.arange(atoms.ndim - count, atoms.ndim), varying)
-        after = _where(node, mask, target, sizes)
-        node.graph.insert_before(node, after)
-        node.replace_input_with(index, after.outputs[0])
+            changed = np.where(varying & (given > 0), counts, given)
+            node.replace_input_with(index, _new_constant(node, "sizes", changed))
+        else:
+            after = _where(node, varying, counts, sizes)
+            _graph_of(node).insert_before(node, after)
+            node.replace_input_with(index, after.outputs[0])
 
     graph.edit(follow)
 
 
 def _kept(keep: Keep, atoms: Atoms, axis: int) -> np.ndarray:
     """Which indices along an axis stay, shape (n,)."""
-    return np.moveaxis(keep(atoms), axis, -1).reshape(-1, atoms.shape[axis]).any(axis=0)
+    return np.asarray(np.moveaxis(keep(atoms), axis, -1).reshape(-1, atoms.shape[axis]).any(axis=0))
 
 
 def _renumbered(kept: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -884,7 +877,12 @@ def _set_ints(node: ir.Node, name: str, index: int, numbers: list[int]) -> None:
 
 
 def _opset(node: ir.Node) -> int:
-    return (node.graph.opset_imports.get("", 0) if node.graph is not None else 0) or 0
+    return _graph_of(node).opset_imports.get("", 0)
+
+
+def _graph_of(node: ir.Node) -> ir.Graph:
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
 
 
 def _optional(node: ir.Node, index: int) -> ir.Value | None:
@@ -902,9 +900,8 @@ def _array(value: ir.Value | None) -> np.ndarray:
 
 
 def _new_constant(node: ir.Node, suffix: str, array: np.ndarray) -> ir.Value:
-    assert node.graph is not None
     value = ir.val(f"{node.name}.{suffix}", const_value=ir.tensor(array, name=f"{node.name}.{suffix}"))
-    node.graph.initializers[str(value.name)] = value
+    _graph_of(node).initializers[str(value.name)] = value
     return value
 
 

@@ -10,10 +10,12 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxcompress.plan import matches
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Group
-from onnxcompress.pruning.importance import dead_sets, set_scores
+from onnxcompress.pruning.importance import set_scores
+from onnxcompress.pruning.silence import all_zero, silent_sets, zero_filters
 
 
 def select(
+    model: ir.Model,
     graph: ChannelGraph,
     *,
     ratio: float,
@@ -25,10 +27,12 @@ def select(
 ) -> Atoms:
     """Choose the channel sets to remove, the least important first; one of every group stays.
 
-    For a zero filter that is tied to others and stays with them, none that does something goes instead.
+    For a zero filter that stays, since it is tied to others or its channel becomes a constant further on,
+    none that does something goes instead.
 
     Args:
-        graph: of the network to prune.
+        model: the network to prune.
+        graph: its channels.
         ratio: share to remove, in [0, 1): of each layer's filters (scope ``layer``) or of all (``global``).
         criterion: a name from `importance.CRITERIA`.
         scope: ``layer`` or ``global``.
@@ -41,14 +45,21 @@ def select(
     """
     groups = [group for group in graph.groups if not skipped(group, skip)]
     scores = set_scores(graph, criterion, seed)
-    dead, partly_dead = dead_sets(graph)
+    zero = zero_filters(graph)
+    silent = silent_sets(model, graph, zero)
+    silent[list(graph.locked)] = False
+    scores[all_zero(graph, zero) & ~silent] = np.inf
+    stuck = {
+        layer.name: int((~silent[graph.set_of[layer.atoms[zero[layer.name]]]]).sum())
+        for layer in graph.layers
+    }
     chosen = [np.zeros(0, np.int64)]
     for rivals in _sharing_layers(groups) if scope == "layer" else [groups]:
         ranked = [group.sets[np.argsort(scores[group.sets], kind="stable")] for group in rivals]
         available = np.concatenate([np.zeros(0, np.int64), *ranked])
         wanted = share(ratio, len(available))
-        stuck = int((partly_dead & ~dead)[available].sum())
-        wanted = min(wanted, max(int(dead[available].sum()), wanted - stuck))
+        staying = max((stuck[name] for group in rivals for name in group.layers), default=0)
+        wanted = min(wanted, max(int(silent[available].sum()), wanted - staying))
         counts = _lowest([scores[sets] for sets in ranked], wanted)
         for group, sets, count in zip(rivals, ranked, counts, strict=True):
             kept = _rounded(len(sets) - count, len(sets), _step(graph, group, round_to))
