@@ -20,9 +20,9 @@ from onnxcompress.measure.cost import Cost, cost
 from onnxcompress.model import load, simplify
 from onnxcompress.plan import Plan, Ranks, matches, read_plan
 from onnxcompress.pruning import selection as filter_selection
+from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.importance import CRITERIA
 from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
-from onnxcompress.pruning.rules import analyse
 from onnxcompress.pruning.surgery import filters_of, remove_filters
 from onnxcompress.shapes import concrete_shapes
 

@@ -12,8 +12,8 @@ from onnxcompress.measure.cost import Cost, LayerCost, cost
 from onnxcompress.measure.latency import node_times
 from onnxcompress.model import load, simplify
 from onnxcompress.plan import Ranks
+from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.channels import Group
-from onnxcompress.pruning.rules import analyse
 from onnxcompress.shapes import concrete_shapes
 
 

@@ -5,8 +5,8 @@ import onnx_ir as ir
 
 from onnxcompress.errors import InputError
 from onnxcompress.model import refresh, weights_of
+from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Layer
-from onnxcompress.pruning.rules import analyse
 
 
 def remove_filters(model: ir.Model, filters: dict[str, list[int]]) -> ir.Model:

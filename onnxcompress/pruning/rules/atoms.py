@@ -1,0 +1,71 @@
+"""What rules do with atoms."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.model import weights_of
+from onnxcompress.pruning.channels import Atoms, ChannelGraph, Keep, NoRuleError
+from onnxcompress.pruning.rules.nodes import graph_of, new_constant, where
+
+
+def hand_on(graph: ChannelGraph, node: ir.Node, atoms: Atoms | None, reason: str = "") -> None:
+    """All outputs have these atoms; without any, they are fixed as the input is or for a reason given."""
+    source = node.inputs[0] if node.inputs else None
+    for value in node.outputs:
+        graph.hand_on(value, atoms, reason or graph.fixed(source))
+
+
+def sizes_follow(graph: ChannelGraph, node: ir.Node, index: int, axes: Sequence[int]) -> None:
+    """An input that holds the sizes of these axes of the output follows its channels.
+
+    Sizes of 0 and −1 follow by themselves. Those of a computed input are replaced once they are computed.
+    """
+    atoms, sizes = graph.atoms(node.outputs[0]), node.inputs[index]
+    if atoms is None or sizes is None:
+        return
+    given = weights_of(sizes)
+    varying = np.array([atoms.shape[axis] > 1 for axis in axes])
+    if given is None and not all(
+        graph.is_static(node.outputs[0], axis) for axis in axes if atoms.shape[axis] > 1
+    ):
+        raise NoRuleError("its shape is computed from sizes that the network leaves open")
+
+    def follow(keep: Keep) -> None:
+        if keep(atoms).all():
+            return
+        counts = np.array([kept_along(keep, atoms, axis).sum() for axis in axes], np.int64)
+        if given is not None:
+            changed = np.where(varying & (given > 0), counts, given)
+            node.replace_input_with(index, new_constant(node, "sizes", changed))
+        else:
+            after = where(node, varying, counts, sizes)
+            graph_of(node).insert_before(node, after)
+            node.replace_input_with(index, after.outputs[0])
+
+    graph.edit(follow)
+
+
+def kept_along(keep: Keep, atoms: Atoms, axis: int) -> np.ndarray:
+    """Which indices along an axis stay, shape (n,)."""
+    return np.asarray(np.moveaxis(keep(atoms), axis, -1).reshape(-1, atoms.shape[axis]).any(axis=0))
+
+
+def renumbered(kept: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """Indices into what is kept, without those that are not."""
+    return (np.cumsum(kept) - 1)[indices[kept[indices]]]
+
+
+def on_axis(atoms: Atoms, axis: int, rank: int) -> Atoms:
+    """Atoms of shape (n,) along one axis of a tensor."""
+    return atoms.reshape([-1 if each == axis else 1 for each in range(rank)])
+
+
+def follow_constant(
+    graph: ChannelGraph, node: ir.Node, value: ir.Value, atoms: Atoms, axes: Iterable[int]
+) -> None:
+    """A constant operand, broadcast against atoms, follows along these axes (counted in the atoms' rank)."""
+    for axis in axes:
+        lines = np.moveaxis(atoms, axis, -1).reshape(-1, atoms.shape[axis])
+        graph.parameter(value, axis - atoms.ndim + len(graph.shape(value)), lines, node)

@@ -1,0 +1,83 @@
+"""Reading and changing nodes."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.model import weights_of
+from onnxcompress.pruning.channels import NoRuleError
+
+
+def int_of(node: ir.Node, attribute: str, default: int) -> int:
+    """An integer attribute."""
+    return node.attributes[attribute].as_int() if attribute in node.attributes else default
+
+
+def axis_of(node: ir.Node, attribute: str, default: int, rank: int) -> int:
+    """An attribute that names an axis, counted from the front."""
+    return int_of(node, attribute, default) % rank
+
+
+def ints_of(node: ir.Node, name: str, default: Sequence[int], index: int | None = None) -> list[int]:
+    """Numbers that are an attribute or, in newer opsets, the constant input of this index."""
+    if name in node.attributes:
+        return list(node.attributes[name].as_ints())
+    if index is not None and (value := optional(node, index)) is not None:
+        return [int(number) for number in np.ravel(array_of(value))]
+    return list(default)
+
+
+def set_ints(node: ir.Node, name: str, index: int, numbers: list[int]) -> None:
+    """Change what `ints_of` reads."""
+    if name in node.attributes:
+        node.attributes[name] = ir.AttrInt64s(name, numbers)
+    else:
+        node.replace_input_with(index, new_constant(node, name, np.array(numbers, np.int64)))
+
+
+def opset_of(node: ir.Node) -> int:
+    """Version of the standard domain by which a node is read."""
+    return graph_of(node).opset_imports.get("", 0)
+
+
+def graph_of(node: ir.Node) -> ir.Graph:
+    """The graph that a node is in."""
+    assert isinstance(node.graph, ir.Graph)
+    return node.graph
+
+
+def optional(node: ir.Node, index: int) -> ir.Value | None:
+    """An input, None where it is left out."""
+    return node.inputs[index] if len(node.inputs) > index else None
+
+
+def constant(value: ir.Value | None) -> ir.Value:
+    """A value that has weights.
+
+    Raises:
+        NoRuleError: when it has none.
+    """
+    if value is None or weights_of(value) is None:
+        raise NoRuleError("its weights are computed in the graph")
+    return value
+
+
+def array_of(value: ir.Value | None) -> np.ndarray:
+    """The array of a constant."""
+    return np.asarray(weights_of(constant(value)))
+
+
+def new_constant(node: ir.Node, suffix: str, array: np.ndarray) -> ir.Value:
+    """A new initializer, named after a node."""
+    value = ir.val(f"{node.name}.{suffix}", const_value=ir.tensor(array, name=f"{node.name}.{suffix}"))
+    graph_of(node).initializers[str(value.name)] = value
+    return value
+
+
+def where(node: ir.Node, mask: np.ndarray, numbers: np.ndarray, otherwise: ir.Value) -> ir.Node:
+    """A new node, not yet in the graph, that replaces some of the numbers that another computes."""
+    inputs = [new_constant(node, "mask", mask), new_constant(node, "sizes", numbers), otherwise]
+    where = ir.node("Where", inputs, name=f"{node.name}/where")
+    where.outputs[0].name = f"{where.name}:0"
+    return where
