@@ -2,7 +2,7 @@
 
 The oracle knows nothing of channel graphs. It runs the original node by node and learns which elements
 depend on a removed filter by filling them with different numbers: an output element that changes depends
-on one. Readers (dense Conv, Gemm, MatMul, LRN) are given zero there instead.
+on one. Readers (dense Conv, Gemm, MatMul, LRN, sums) are given zero there instead.
 """
 
 import numpy as np
@@ -11,6 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
+SUMS = ("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare")
 FILLS = ((1.0, 2.0), (3.0, 5.0), (-2.0, -1.0), (-5.0, -3.0))
 
 
@@ -52,12 +53,23 @@ def outputs_with_removed_read_as_zero(
             values[name] = first
             changed = np.any([result[index] != first for result in results[1:]], axis=0)
             tainted[name] = np.zeros(first.shape, bool) | changed
-            if first.ndim == 4:  # what a Pad puts around a removed channel is removed with it
-                tainted[name] |= tainted[name].any(axis=(2, 3), keepdims=True)
+            if node.op_type == "Pad":  # what it puts around a removed channel is removed with it
+                around = np.flatnonzero(np.array(first.shape) != values[node.input[0]].shape)
+                around = tuple(int(axis) for axis in around if axis != 1)
+                tainted[name] |= tainted[name].any(axis=around, keepdims=True)
         if node.op_type == "LRN":  # it reads its neighbours and hands on its own channel
             tainted[node.output[0]] = tainted[node.input[0]]
+        if node.op_type in SUMS:
+            axes = tuple(np.ravel(values[node.input[1]])) if len(node.input) > 1 else None
+            tainted[node.output[0]] = masks[0].all(axis=axes).reshape(values[node.output[0]].shape)
+        if node.op_type == "MatMul":  # channels along another axis than the one that is summed over pass
+            left, right = (tainted[name] for name in node.input)
+            whole = left.all(axis=-1, keepdims=True) | right.all(axis=-2, keepdims=True)
+            tainted[node.output[0]] = np.broadcast_to(whole, values[node.output[0]].shape).copy()
         if node.name in removed:
             axis = -1 if node.op_type == "MatMul" else 1
+            if node.op_type == "MatMul" and values[node.input[0]].ndim == 2:
+                axis = -2
             np.moveaxis(tainted[node.output[0]], axis, 0)[removed[node.name]] = True
     for output in proto.graph.output:
         assert not tainted[output.name].any(), f"output {output.name} depends on removed filters"
@@ -68,7 +80,7 @@ def _reads(node: onnx.NodeProto, values: dict[str, np.ndarray]) -> bool:
     if node.op_type in ("Conv", "ConvTranspose"):
         group = next((a.i for a in node.attribute if a.name == "group"), 1)
         return group == 1 or group != values[node.input[0]].shape[1]
-    return node.op_type in ("Gemm", "MatMul", "LRN")
+    return node.op_type in ("Gemm", "MatMul", "LRN", *SUMS)
 
 
 def _run(

@@ -2,10 +2,11 @@
 
 import numpy as np
 import onnx_ir as ir
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import onnxcompress as oc
+from onnxcompress.model import simplify
 from onnxcompress.runtime import run, session
 from tests.networks import networks
 from tests.oracle import outputs_with_removed_read_as_zero
@@ -43,7 +44,9 @@ def assert_close(actual: list[np.ndarray], expected: list[np.ndarray], tolerance
 def test_pruned_equals_original_whose_readers_read_zero(model, ratio, criterion, scope, round_to):
     result = oc.prune(model, ratio=ratio, criterion=criterion, scope=scope, round_to=round_to)
     feeds = feeds_for(model)
-    expected = outputs_with_removed_read_as_zero(model, result.plan.prune, feeds)
+    network = simplify(model)  # may fuse layers; the plan names those that remain
+    assert_close(outputs(network, feeds), outputs(model, feeds), 1e-5)
+    expected = outputs_with_removed_read_as_zero(network, result.plan.prune, feeds)
     for optimize in (False, True):
         assert_close(outputs(result.model, feeds, optimize), expected, 1e-4)
 
@@ -83,27 +86,24 @@ def test_ratio_zero_changes_nothing(model):
 
 
 @SETTINGS
-@given(networks(), st.sampled_from(["l1", "l2"]))
-def test_dead_filters_go_first_and_nothing_changes(model, criterion):
-    """The first third of every layer's filters is zero, with zero bias, and nothing revives them."""
-    operators = {node.op_type for node in model.graph}
-    assume(not any(_revives(node) or _ties_unlike_filters(node) for node in model.graph))
-    assume("Concat" not in operators or not {"Add", "Mul", "Max"} & operators)
+@given(networks(), st.sampled_from(["l1", "l2"]), st.floats(0.1, 0.5))
+def test_dead_filters_go_first_and_nothing_changes(model, criterion, ratio):
+    """The first half of every layer's filters is zero, with zero bias."""
     for node in model.graph:
-        if node.op_type in ("Conv", "Gemm"):
-            for value in node.inputs[1:]:
-                array = value.const_value.numpy().copy()
-                array[: len(array) // 3] = 0
-                value.const_value = ir.tensor(array, name=value.name)
-    result = oc.prune(model, ratio=0.3, criterion=criterion)
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            for value in node.inputs:
+                if value.is_initializer():
+                    array = value.const_value.numpy().copy()
+                    filters_first(node, array)[: -(-len(filters_first(node, array)) // 2)] = 0
+                    value.const_value = ir.tensor(array, name=value.name)
+    result = oc.prune(model, ratio=ratio, criterion=criterion)
     feeds = feeds_for(model)
     assert_close(outputs(result.model, feeds), outputs(model, feeds), 1e-5)
 
 
-def _revives(node: ir.Node) -> bool:
-    constant = node.op_type in ("Add", "Mul") and any(value.is_initializer() for value in node.inputs)
-    return constant or node.op_type in ("Sigmoid", "BatchNormalization")
-
-
-def _ties_unlike_filters(node: ir.Node) -> bool:
-    return node.op_type == "Reshape" or ("group" in node.attributes and node.attributes["group"].as_int() > 1)
+def filters_first(node: ir.Node, array: np.ndarray) -> np.ndarray:
+    """A view of weights or biases with the filters along the first axis."""
+    if node.op_type == "ConvTranspose" and array.ndim > 1:
+        groups = node.attributes["group"].as_int()
+        return array if groups > 1 else array.swapaxes(0, 1)
+    return array.T if node.op_type == "MatMul" and node.inputs[1].is_initializer() else array

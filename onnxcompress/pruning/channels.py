@@ -52,12 +52,14 @@ class Layer:
     Attributes:
         node: the Conv, ConvTranspose, Gemm or MatMul.
         atoms: by filter, shape (M,).
-        filters: the weights as one row per filter, its bias last: shape (M, n), float64.
+        filters: the weights as one row per filter, shape (M, n), float64.
+        biases: one row per filter, shape (M, 0 or more), float64.
     """
 
     node: ir.Node
     atoms: Atoms
     filters: Callable[[], NDArray[np.float64]]
+    biases: Callable[[], NDArray[np.float64]]
 
     @property
     def name(self) -> str:

@@ -50,7 +50,7 @@ def random(filters: Array, generator: np.random.Generator) -> Array:
 
 def relative_norms(layer: Layer) -> Array:
     """Euclidean norms of a layer's filters with their biases, divided by their mean: shape (M,)."""
-    norms = np.linalg.norm(layer.filters(), axis=1)
+    norms = np.linalg.norm(_with_biases(layer), axis=1)
     return norms / max(norms.mean(), np.finfo(np.float64).tiny)
 
 
@@ -64,8 +64,12 @@ def set_scores(graph: ChannelGraph, name: str, seed: int) -> Array:
     count = int(graph.set_of.max(initial=-1)) + 1
     total, members = np.zeros(count), np.zeros(count)
     for layer in graph.layers:
-        scores = CRITERIA[name](layer.filters(), generator)
+        scores = CRITERIA[name](_with_biases(layer), generator)
         sets = graph.set_of[layer.atoms]
         np.add.at(total, sets, scores / max(scores.mean(), np.finfo(np.float64).tiny))
         np.add.at(members, sets, 1)
     return total / np.maximum(members, 1)
+
+
+def _with_biases(layer: Layer) -> Array:
+    return np.hstack([layer.filters(), layer.biases()])

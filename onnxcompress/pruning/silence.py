@@ -16,7 +16,7 @@ AXES_AS_INPUT = 18
 
 
 def zero_filters(graph: ChannelGraph) -> dict[str, NDArray[np.bool_]]:
-    """Which filters of each layer are zero with their bias, shape (M,) each."""
+    """Which filters of each layer are zero (their biases may not be), shape (M,) each."""
     return {layer.name: np.asarray(~layer.filters().any(axis=1)) for layer in graph.layers}
 
 
@@ -35,8 +35,8 @@ def silent_sets(
 ) -> NDArray[np.bool_]:
     """Which channel sets have zero filters only, and are zero wherever they are read: shape (sets,).
 
-    A bias further on (of a depthwise convolution, say) can make a constant of a zero channel. Such a
-    constant does not depend on the input, so that one run of the network on any input shows it.
+    A bias, its own or one further on, can make a constant of a zero channel. Such a constant
+    does not depend on the input, so that one run of the network on any input shows it.
     """
     silent = all_zero(graph, zero)
     if not silent.any():

@@ -119,7 +119,7 @@ def _start_layer(graph: ChannelGraph, node: ir.Node, atoms: Atoms, axis: int, bi
             graph.parameter(bias, len(shape) - 1, atoms, node)
         elif math.prod(shape) != 1:
             raise NoRuleError("its bias does not fit")
-    graph.layers.append(Layer(node, atoms, lambda: _filters(node)))
+    graph.layers.append(Layer(node, atoms, lambda: _filters(node), lambda: _biases(node)))
     graph.hand_on(node.outputs[0], output)
 
 
@@ -132,11 +132,14 @@ def _filters(node: ir.Node) -> np.ndarray:
         weight = np.moveaxis(by_group, 2, 1).reshape(groups * weight.shape[1], -1)
     elif side == 1 and node.op_type != "Conv" and not int_of(node, "transB", 0):
         weight = weight.T
-    rows = weight.reshape(len(weight), -1)
-    bias = optional(node, 2)
-    if bias is not None and array_of(bias).size % len(rows) == 0:
-        return np.hstack([rows, array_of(bias).astype(np.float64).reshape(-1, len(rows)).T])
-    return rows
+    return weight.reshape(len(weight), -1)
+
+
+def _biases(node: ir.Node) -> np.ndarray:
+    filters, bias = len(_filters(node)), optional(node, 2)
+    if bias is None or array_of(bias).size % filters:
+        return np.zeros((filters, 0))
+    return array_of(bias).astype(np.float64).reshape(-1, filters).T
 
 
 @rule("LSTM", "GRU", "RNN")
