@@ -336,6 +336,37 @@ def _attention_over_branches(draw: st.DrawFn, b: Builder, x: str) -> str:
     return b.add("ReduceSum", [weighted, b.constant([1])], (4, h, w), keepdims=0)
 
 
+def _response_normalization(draw: st.DrawFn, b: Builder, x: str) -> str:
+    c, h, w = b.shapes[x]
+    norm = b.add("ReduceL2", [x, b.constant([2, 3])], (c, 1, 1))
+    mean = b.add("ReduceMean", [norm, b.constant([1])], (1, 1, 1))
+    scale = b.add("Div", [norm, b.add("Add", [mean, b.weight(low=0.5, high=1)], (1, 1, 1))], (c, 1, 1))
+    return b.add("Mul", [x, scale], (c, h, w))
+
+
+def _handmade_layer_norm(draw: st.DrawFn, b: Builder, x: str) -> str:
+    _, h, w = b.shapes[x]
+    mean = b.add("ReduceMean", [x, b.constant([1])], (1, h, w))
+    centred = b.add("Sub", [x, mean], b.shapes[x])
+    squares = b.add("Mul", [centred, centred], b.shapes[x])
+    variance = b.add("ReduceMean", [squares, b.constant([1])], (1, h, w))
+    deviation = b.add("Sqrt", [b.add("Add", [variance, b.weight(low=0.5, high=1)], (1, h, w))], (1, h, w))
+    return b.add("Div", [centred, deviation], b.shapes[x])
+
+
+def _attention(draw: st.DrawFn, b: Builder, x: str) -> str:
+    _, h, w = b.shapes[x]
+    query, key, value = (
+        b.add("Reshape", [b.conv(x, 8), b.constant([0, 2, 4, -1])], (2, 4, h * w)) for _ in "qkv"
+    )
+    query = b.add("Transpose", [query], (2, h * w, 4), perm=[0, 1, 3, 2])
+    scores = b.add("Softmax", [b.add("MatMul", [query, key], (2, h * w, h * w))], (2, h * w, h * w))
+    value = b.add("Transpose", [value], (2, h * w, 4), perm=[0, 1, 3, 2])
+    mixed = b.add("MatMul", [scores, value], (2, h * w, 4))
+    mixed = b.add("Transpose", [mixed], (2, 4, h * w), perm=[0, 1, 3, 2])
+    return b.add("Reshape", [mixed, b.constant([0, 8, h, w])], (8, h, w))
+
+
 BLOCKS = {
     "activation": _activation,
     "batch norm": lambda draw, b, x: b.batch_norm(x),
@@ -371,5 +402,8 @@ BLOCKS = {
     "shared weights": _shared_weights,
     "normalized": _normalized,
     "excite by Gemm": _excite_by_gemm,
+    "attention": _attention,
+    "hand-made layer norm": _handmade_layer_norm,
+    "response normalization": _response_normalization,
     "attention over branches": _attention_over_branches,
 }

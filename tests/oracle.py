@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
-SUMS = ("ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare")
+SUMS = ("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare")
 FILLS = ((1.0, 2.0), (3.0, 5.0), (-2.0, -1.0), (-5.0, -3.0))
 
 

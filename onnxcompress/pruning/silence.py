@@ -8,7 +8,10 @@ from onnxcompress.errors import InputError
 from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.runtime import random_feeds, run, session
 
-SUMMING = ("GRU", "LRN", "LSTM", "RNN", "ReduceL1", "ReduceL2", "ReduceSum", "ReduceSumSquare")
+SUMMING = (
+    *("GRU", "LRN", "LSTM", "MatMul", "RNN"),
+    *("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"),
+)
 """Operators besides the layers in which channels are summed."""
 
 AXES_AS_INPUT = 18

@@ -94,7 +94,8 @@ def matmul(graph: ChannelGraph, node: ir.Node) -> None:
     """
     side = next((index for index in (1, 0) if weights_of(node.inputs[index]) is not None), None)
     if side is None:
-        raise NoRuleError("a product of two activations is kept whole")
+        _product_of_activations(graph, node)
+        return
     weight, data = constant(node.inputs[side]), node.inputs[1 - side]
     rank = len(graph.shape(data))
     if len(graph.shape(weight)) != 2 or rank < 2:
@@ -109,6 +110,30 @@ def matmul(graph: ChannelGraph, node: ir.Node) -> None:
     neurons = graph.start(graph.shape(weight)[side])
     graph.parameter(weight, side, neurons, node)
     _start_layer(graph, node, neurons, new, None)
+
+
+def _product_of_activations(graph: ChannelGraph, node: ir.Node) -> None:
+    """As in attention: channels that are summed over are tied, and alike in every head; others pass."""
+    left, right = node.inputs[0], node.inputs[1]
+    summed: list[Atoms] = []
+    passing: list[Atoms] = []
+    for value, axis in ((left, -1), (right, -2)):
+        atoms = graph.atoms(value)
+        if atoms is not None and atoms.ndim > 1:
+            is_summed = atoms.shape[axis] > 1
+            found = graph.along(value, axis if is_summed else -3 - axis)
+            (summed if is_summed else passing).extend([] if found is None else [found])
+    if len(summed) == 1 or len(passing) == 2:
+        raise NoRuleError("channels of one operand only are summed over")
+    if summed:
+        graph.tie(summed[0], summed[1])
+        hand_on(graph, node, None, f"summed over by MatMul ('{node.name}')")
+    elif passing:
+        rank = len(graph.shape(node.outputs[0]))
+        axis = rank - 2 if graph.atoms(left) is not None else rank - 1
+        hand_on(graph, node, on_axis(passing[0], axis, rank))
+    else:
+        hand_on(graph, node, None)
 
 
 def _start_layer(graph: ChannelGraph, node: ir.Node, atoms: Atoms, axis: int, bias: ir.Value | None) -> None:

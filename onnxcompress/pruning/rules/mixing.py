@@ -1,11 +1,21 @@
 """Functions of each channel by itself, and of all together."""
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Keep, NoRuleError
 from onnxcompress.pruning.lrn import write_as_band
 from onnxcompress.pruning.rules.atoms import hand_on
-from onnxcompress.pruning.rules.nodes import array_of, axis_of, constant, int_of, ints_of, opset_of
+from onnxcompress.pruning.rules.nodes import (
+    array_of,
+    axis_of,
+    constant,
+    graph_of,
+    int_of,
+    ints_of,
+    new_constant,
+    opset_of,
+)
 from onnxcompress.pruning.rules.registry import rule
 
 
@@ -60,15 +70,52 @@ def group_normalization(graph: ChannelGraph, node: ir.Node) -> None:
 @rule("ReduceSum", "ReduceL1", "ReduceL2", "ReduceSumSquare")
 def sum_reduction(graph: ChannelGraph, node: ir.Node) -> None:
     """Over the channels: what is removed counts as zero."""
-    atoms = graph.atoms(node.inputs[0])
-    axes = _reduced_axes(graph, node)
-    if atoms is not None and all(atoms.shape[axis] == 1 for axis in range(atoms.ndim) if axis not in axes):
+    if _over_all_channels(graph, node):
         hand_on(graph, node, None, f"{node.op_type} over the channels ('{node.name}')")
     else:
         reduction(graph, node)
 
 
-@rule("ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp")
+@rule("ReduceMean")
+def mean_reduction(graph: ChannelGraph, node: ir.Node) -> None:
+    """Over the channels: what is removed counts as zero, the sum is divided by the old number of channels.
+
+    Not so where the mean is subtracted from the channels: zeros would not stay zeros.
+    """
+    atoms = graph.atoms(node.inputs[0])
+    if atoms is None or not _over_all_channels(graph, node) or _is_subtracted(graph, node):
+        reduction(graph, node)
+        return
+    hand_on(graph, node, None, f"ReduceMean over the channels ('{node.name}')")
+
+    def rescale(keep: Keep) -> None:
+        kept = keep(atoms)
+        if not kept.all():
+            dtype = (node.outputs[0].dtype or ir.DataType.FLOAT).numpy()
+            share = new_constant(node, "share", np.array(kept.mean(), dtype))
+            uses = list(node.outputs[0].uses())
+            scaled = ir.node("Mul", [node.outputs[0], share], name=f"{node.name}/share")
+            scaled.outputs[0].name = f"{scaled.name}:0"
+            graph_of(node).insert_after(node, scaled)
+            for reader, index in uses:
+                reader.replace_input_with(index, scaled.outputs[0])
+
+    graph.edit(rescale)
+
+
+def _over_all_channels(graph: ChannelGraph, node: ir.Node) -> bool:
+    atoms, axes = graph.atoms(node.inputs[0]), _reduced_axes(graph, node)
+    return atoms is not None and all(size == 1 or axis in axes for axis, size in enumerate(atoms.shape))
+
+
+def _is_subtracted(graph: ChannelGraph, node: ir.Node) -> bool:
+    return node.outputs[0].is_graph_output() or any(
+        reader.op_type in ("Add", "Sub") and any(graph.atoms(value) is not None for value in reader.inputs)
+        for reader, _ in node.outputs[0].uses()
+    )
+
+
+@rule("ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp")
 def reduction(graph: ChannelGraph, node: ir.Node) -> None:
     """Over the other axes: the channels stay, perhaps on another axis. Over the channels: they are kept."""
     axes = _reduced_axes(graph, node)
