@@ -130,9 +130,12 @@ class ChannelGraph:
             raise NoRuleError("a shape cannot be told") from None
 
     def is_static(self, value: ir.Value, axis: int) -> bool:
-        """Whether a size does not depend on dimensions that the network leaves open."""
+        """Whether a size does not depend on dimensions that the network leaves open, as far as is known.
+
+        A network that cannot run at other sizes has no open dimensions, whatever it declares.
+        """
         other = self.other_shapes.get(str(value.name))
-        return other is not None and other[axis] == self.shape(value)[axis]
+        return other is None or other[axis] == self.shape(value)[axis]
 
     def atoms(self, value: ir.Value | None) -> Atoms | None:
         """The atoms of a value, of its rank; None when it has no channels that could be cut."""

@@ -20,17 +20,21 @@ def hand_on(graph: ChannelGraph, node: ir.Node, atoms: Atoms | None, reason: str
 def sizes_follow(graph: ChannelGraph, node: ir.Node, index: int, axes: Sequence[int]) -> None:
     """An input that holds the sizes of these axes of the output follows its channels.
 
-    Sizes of 0 and −1 follow by themselves. Those of a computed input are replaced once they are computed.
+    Sizes of 0 and −1 follow by themselves. Those of a computed input are replaced once they are computed; along
+    an axis whose size the network leaves open, nothing is cut.
     """
     atoms, sizes = graph.atoms(node.outputs[0]), node.inputs[index]
     if atoms is None or sizes is None:
         return
     given = weights_of(sizes)
-    varying = np.array([atoms.shape[axis] > 1 for axis in axes])
-    if given is None and not all(
-        graph.is_static(node.outputs[0], axis) for axis in axes if atoms.shape[axis] > 1
-    ):
-        raise NoRuleError("its shape is computed from sizes that the network leaves open")
+    cut = [axis for axis in axes if atoms.shape[axis] > 1]
+    if given is None:
+        for axis in [axis for axis in cut if not graph.is_static(node.outputs[0], axis)]:
+            graph.tie(atoms.take([0], axis), atoms)
+            cut.remove(axis)
+        if not cut:
+            raise NoRuleError("its shape is computed from sizes that the network leaves open")
+    varying = np.isin(list(axes), cut)
 
     def follow(keep: Keep) -> None:
         if keep(atoms).all():
