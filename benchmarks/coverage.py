@@ -64,11 +64,11 @@ class Row:
         opset: ONNX operator set and exporter.
         filters: of its convolutions, and how many of them may be pruned.
         macs: before, after pruning, after decomposing the original.
-        error: see `_exactness`; None where nothing was pruned or nothing could be compared.
-        oracle: what the pruned network was compared with.
+        error: see `_error` and `_expected`; None where nothing was pruned or nothing could be compared.
+        oracle: how what the pruned network must compute was found.
         seconds: for pruning, reading and simplifying included.
         held: layers or nodes by what held them back.
-        failure: why there is no row; empty when there is one.
+        failure: what went wrong; empty when nothing did.
     """
 
     network: str
@@ -110,7 +110,9 @@ def main() -> None:
     for number, file in enumerate(files, start=1):
         row = _guarded(context, file, arguments.timeout, arguments.memory)
         rows.append(row)
-        console.print(f"{number}/{len(files)} {' · '.join(_cells(row))}", markup=False, soft_wrap=True)
+        notes = [row.oracle] if row.oracle not in ("", ORACLE) else []
+        line = " · ".join([*_cells(row), *notes])
+        console.print(f"{number}/{len(files)} {line}", markup=False, soft_wrap=True)
         write_text(output, _markdown(sorted(rows, key=lambda row: row.network)))
     console.print(f"written: {output}")
 
@@ -198,9 +200,12 @@ def measure(file: Path) -> Row:
         after = run(session(Path(folder) / "pruned.onnx"), feeds)
     if not pruned.plan.prune:
         return row
-    error, oracle = _exactness(network, pruned.plan.prune, feeds, after)
-    simplification = _error(run(session(network), feeds), before)
-    return replace(row, error=max(error, simplification), oracle=oracle)
+    try:
+        expected, oracle = _expected(network, pruned.plan.prune, feeds)
+    except Exception as error:  # the oracle's failure, not the product's
+        return replace(row, failure=f"not compared: {_one_line(error)}")
+    simplified = run(session(network), feeds)
+    return replace(row, error=max(_error(simplified, before), _error(after, expected)), oracle=oracle)
 
 
 def _run_on_random(runnable: ort.InferenceSession) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
@@ -215,21 +220,20 @@ def _run_on_random(runnable: ort.InferenceSession) -> tuple[dict[str, np.ndarray
     raise refusals[0]
 
 
-def _exactness(
-    network: ir.Model, removed: dict[str, list[int]], feeds: dict[str, np.ndarray], after: list[np.ndarray]
-) -> tuple[float, str]:
-    """How far the pruned network's outputs are from what they must be, in spreads of the output.
+def _expected(
+    network: ir.Model, removed: dict[str, list[int]], feeds: dict[str, np.ndarray]
+) -> tuple[list[np.ndarray], str]:
+    """What the pruned network must compute: the original where readers of removed channels read zero.
 
-    They must be those of the original in which the readers of removed channels read zero. Where the oracle
-    cannot follow a channel (it knows convolutions and matrix products as readers), the removed filters'
-    outputs are multiplied by zero in the original instead: the same, unless a zero turns into something else
-    on its way to a reader.
+    Where the tests' oracle cannot follow a channel (the readers it knows are convolutions and matrix
+    products), the removed channels are multiplied by zero in the original instead: the same, unless a zero
+    turns into something else on its way to a reader.
     """
     try:
-        return _error(after, outputs_with_removed_read_as_zero(network, removed, feeds)), ORACLE
+        return outputs_with_removed_read_as_zero(network, removed, feeds), ORACLE
     except Exception as error:  # an assertion, or what ONNX Runtime says of a node on its own
         reason = _one_line(error)
-    return _error(after, run(session(_silenced(network, removed)), feeds)), f"zeroed, for: {reason}"
+    return run(session(_silenced(network, removed)), feeds), f"zeroed, for: {reason}"
 
 
 def _silenced(network: ir.Model, removed: dict[str, list[int]]) -> ir.Model:
@@ -325,10 +329,11 @@ def _markdown(rows: Sequence[Row]) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    if row.failure:
+    if not row.opset:
         return [row.network, *[""] * (len(COLUMNS) - 2), f"**failed**: {row.failure}"]
     error = "" if row.error is None else f"{row.error:.0e}{'' if row.oracle == ORACLE else ' ‡'}"
-    reasons = [f"{reason} ×{count}" for reason, count in row.held[:SHOWN]]
+    reasons = [f"**failed**: {row.failure}"] if row.failure else []
+    reasons += [f"{reason} ×{count}" for reason, count in row.held[:SHOWN]]
     if len(row.held) > SHOWN:
         reasons.append(f"{len(row.held) - SHOWN} more")
     return [
@@ -337,7 +342,7 @@ def _cells(row: Row) -> list[str]:
         f"{row.filters[1]:,}",
         f"{100 * _share(row):.0f} %" if row.filters[1] else "",
         *(f"{macs / 1e6:,.1f} M" for macs in row.macs),
-        f"**{error}**" if row.error is not None and row.error > EXACT else error,
+        f"**{error}**" if row.error is not None and not row.error <= EXACT else error,
         f"{row.seconds:.1f}",
         "; ".join(reasons),
     ]
