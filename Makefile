@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test bench coverage lint clean
 
 help:
-	@echo "make demo   compress the network that ships in models/ and show what came of it"
-	@echo "make test   run the tests"
-	@echo "make bench  time networks before and after compression (MODEL=path.onnx adds yours)"
-	@echo "make lint   ruff and mypy"
+	@echo "make demo      compress the network that ships in models/ and show what came of it"
+	@echo "make test      run the tests"
+	@echo "make bench     time networks before and after compression (MODEL=path.onnx adds yours)"
+	@echo "make coverage  compress well-known architectures, exported with torch and timm, into docs/coverage.md"
+	@echo "               (FILES=folder takes the ONNX files there, into benchmarks/results/coverage.md)"
+	@echo "make lint      ruff and mypy"
 
 $(READY): setup.cfg pyproject.toml
 	@echo "setting up $(VENV) (once, some minutes) ..."
@@ -27,6 +29,10 @@ test: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.latency $(if $(MODEL),"$(MODEL)")
+
+coverage: $(READY)
+	@$(if $(FILES),,$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[export]')
+	@$(BIN)/python -m benchmarks.coverage $(if $(FILES),--files "$(FILES)")
 
 lint: $(READY)
 	@$(BIN)/ruff check .
