@@ -63,10 +63,10 @@ def networks(draw: st.DrawFn, dtypes: tuple[str, ...] = ("float32",), dims: int 
     """One to three layers, of which each may have readers of the same weights; every layer is an output."""
     b = Builder(draw(st.integers(0, 99)), draw(st.integers(7, 21)), draw(st.sampled_from(dtypes)))
     dims = dims or draw(st.integers(1, 3))
-    sizes = draw(st.lists(st.integers(1, 5), min_size=dims, max_size=dims))
+    sizes = _each(draw, 1, 6, dims)
     b.shapes["x"] = (draw(st.integers(1, 2)), draw(st.sampled_from([2, 6, 12])), *sizes)
     x = "x"
-    for layer in draw(st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=3)):
+    for layer in draw(st.lists(st.sampled_from(KINDS), min_size=1, max_size=3)):
         if len(b.shapes[x]) == 2:
             x = b.reshape(x, (*b.shapes[x], *[1] * dims))
         x = LAYERS[layer](draw, b, x)
@@ -198,3 +198,4 @@ def _matmul(draw: st.DrawFn, b: Builder, x: str) -> str:
 
 
 LAYERS = {"conv": _conv, "conv transpose": _conv_transpose, "gemm": _gemm, "matmul": _matmul}
+KINDS = [*LAYERS, "conv", "conv transpose"]
