@@ -41,7 +41,7 @@ def assert_same_outputs(actual: ir.Model, expected: ir.Model) -> None:
     outputs = [run(session(model, optimize=False), feeds) for model in (actual, expected)]
     for a, e in zip(*outputs, strict=True):
         assert a.shape == e.shape
-        scale = max(float(np.abs(e).max()), 1e-3)
+        scale = max(float(np.abs(e).max()), 0.1)  # in which sums of order 1 may cancel
         np.testing.assert_allclose(a / scale, e / scale, rtol=0, atol=TOLERANCE[a.dtype.name])
 
 
