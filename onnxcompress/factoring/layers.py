@@ -1,7 +1,8 @@
 """Layers that can be factored: their weights as a plan's ranks refer to them, and the MACs of the chain."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -10,25 +11,35 @@ from numpy.typing import NDArray
 from onnxcompress.model import weights_of
 from onnxcompress.plan import Ranks
 
+CONVOLUTIONS = ("Conv", "ConvTranspose")
+PRODUCTS = ("Gemm", "MatMul")
+
 
 @dataclass(frozen=True)
 class FactorLayer:
-    """A Conv, Gemm or MatMul with constant weights.
+    """A Conv, ConvTranspose, Gemm or MatMul that can be factored, or whose `obstacle` says why not.
 
     Attributes:
         node: the node.
-        kind: ``kxk`` (Tucker-2), ``1x1`` or ``gemm`` (singular value decomposition).
-        weight: float64, shape (M, C / groups, *kernel); a Gemm's is (M, C).
-        groups: 1 for Gemm.
-        input_size, output_size: positions (height × width) at which the layer is evaluated.
+        kind: ``kxk`` (Tucker-2), ``1x1`` or ``gemm`` (singular value decomposition), or ``depthwise``.
+        obstacle: empty for a layer that can be factored; of another one nothing below is known.
+        constant: which of the node's inputs holds the weights W: 1, or 0 for a product W·x.
+        mirrored: whether they are stored with the input side first: (C, M / groups, *kernel).
+        shape: of `weight`.
+        groups: 1 for Gemm and MatMul.
+        input_size, output_size: positions (batch × height × width) of the input and of the output; for
+            Gemm and MatMul, both are the number of vectors that the matrix is applied to.
     """
 
     node: ir.Node
     kind: str
-    weight: NDArray[np.float64]
-    groups: int
-    input_size: int
-    output_size: int
+    obstacle: str = ""
+    constant: int = 1
+    mirrored: bool = False
+    shape: tuple[int, ...] = ()
+    groups: int = 1
+    input_size: int = 0
+    output_size: int = 0
 
     @property
     def name(self) -> str:
@@ -36,56 +47,128 @@ class FactorLayer:
         return str(self.node.name)
 
     @property
+    def weights(self) -> ir.Value:
+        """The initializer, which other layers may read too."""
+        value = self.node.inputs[self.constant]
+        assert value is not None
+        return value
+
+    @property
+    def weight(self) -> NDArray[np.float64]:
+        """A new float64 array of shape (M, C / groups, *kernel); (M, C) for Gemm and MatMul."""
+        stored = np.asarray(weights_of(self.weights)).astype(np.float64)
+        return swap_sides(stored, self.groups) if self.mirrored else stored
+
+    @property
     def sides(self) -> tuple[int, int]:
         """(M, C), each per group."""
-        return self.weight.shape[0] // self.groups, self.weight.shape[1]
+        return self.shape[0] // self.groups, self.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Positions at which all the weights are applied: a ConvTranspose applies them at its input's."""
+        return self.input_size if self.node.op_type == "ConvTranspose" else self.output_size
 
     @property
     def macs(self) -> int:
         """Of the layer as it is."""
-        return self.output_size * self.weight.size
+        return self.size * math.prod(self.shape)
 
     def chain_macs(self, ranks: Ranks) -> int:
         """Of the chain at these ranks; a side at full rank has no convolution of its own."""
-        (out, into), kernel = self.sides, math.prod(self.weight.shape[2:])
+        (out, into), kernel = self.sides, math.prod(self.shape[2:])
         if self.kind != "kxk":
-            return self.groups * ranks.out * (self.output_size * (into + out))
-        macs = self.output_size * ranks.into * ranks.out * kernel
+            return self.groups * ranks.out * (self.size * (into + out))
+        macs = self.size * ranks.into * ranks.out * kernel
         macs += self.input_size * into * ranks.into if ranks.into < into else 0
         macs += self.output_size * out * ranks.out if ranks.out < out else 0
         return self.groups * macs
 
 
 def factor_layers(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> list[FactorLayer]:
-    """All layers of a simplified network that could be factored; depthwise convolutions could not."""
-    layers = []
-    for node in model.graph:
-        weight = weights_of(node.inputs[1]) if len(node.inputs) > 1 else None
-        if node.domain or weight is None or node.op_type not in ("Conv", "Gemm", "MatMul"):
-            continue
-        into, out = (shapes.get(str(value.name)) for value in (node.inputs[0], node.outputs[0]) if value)
-        if into is None or out is None:
-            continue
-        if node.op_type == "Conv":
-            groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
-            if groups == 1 or weight.shape[1] > 1:
-                kind = "kxk" if math.prod(weight.shape[2:]) > 1 else "1x1"
-                sizes = math.prod(into[2:]), math.prod(out[2:])
-                layers.append(FactorLayer(node, kind, weight.astype(np.float64), groups, *sizes))
-        elif weight.ndim == 2 and _plain(node):
-            filters_first = node.op_type == "Gemm" and _flag(node, "transB")
-            matrix = (weight if filters_first else weight.T).astype(np.float64)
-            positions = math.prod(out[:-1])
-            layers.append(FactorLayer(node, "gemm", matrix, 1, positions, positions))
-    return layers
+    """Layers of a simplified network, in its order: those that can be factored and those with an `obstacle`.
+
+    Weights that several layers read can be factored if nothing else reads them and all apply them alike,
+    so that their factors can take their place in the file. Products of computed matrices are no layers.
+    """
+    layers = [layer for node in model.graph if (layer := _examine(node, shapes)) is not None]
+    strangers = {
+        layer.name: stranger
+        for readers in sharing(layers)
+        if (stranger := _stranger(readers))
+        for layer in readers
+    }
+    return [
+        replace(layer, obstacle=f"'{strangers[layer.name]}' reads its weights too, in another way")
+        if layer.name in strangers
+        else layer
+        for layer in layers
+    ]
 
 
-def _plain(node: ir.Node) -> bool:
-    scaled = any(
-        name in node.attributes and node.attributes[name].as_float() != 1 for name in ("alpha", "beta")
-    )
-    return not scaled and not _flag(node, "transA")
+def sharing(layers: Iterable[FactorLayer]) -> list[list[FactorLayer]]:
+    """The layers, those together that read the same weights and apply them alike. Most are alone."""
+    readers: dict[object, list[FactorLayer]] = {}
+    for layer in layers:
+        key = layer.name if layer.obstacle else (layer.weights, layer.groups, layer.mirrored)
+        readers.setdefault(key, []).append(layer)
+    return list(readers.values())
 
 
-def _flag(node: ir.Node, name: str) -> bool:
-    return name in node.attributes and bool(node.attributes[name].as_int())
+def swap_sides(weight: np.ndarray, groups: int) -> np.ndarray:
+    """(A, B / groups, *kernel) to (B, A / groups, *kernel), group by group. Twice changes nothing."""
+    parts = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
+    return parts.reshape(-1, *parts.shape[2:])
+
+
+def _examine(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> FactorLayer | None:
+    convolution = node.op_type in CONVOLUTIONS
+    if node.domain or not (convolution or node.op_type in PRODUCTS):
+        return None
+    constants = [index for index in (1, 0) if weights_of(node.inputs[index]) is not None]
+    kernel = shapes.get(_name(node.inputs[1]), ())[2:]
+    kind = "gemm" if not convolution else "1x1" if kernel and math.prod(kernel) == 1 else "kxk"
+    if convolution and 1 not in constants:
+        return FactorLayer(node, kind, "its weights are computed in the graph")
+    if not constants:
+        return None
+    constant = constants[0]
+    stored = shapes[_name(node.inputs[constant])]
+    into, out = shapes.get(_name(node.inputs[1 - constant])), shapes.get(_name(node.outputs[0]))
+    if into is None or out is None:
+        return FactorLayer(node, kind, "its shape is unknown until it runs")
+    if not all(math.prod(shape) for shape in (stored, into, out)):
+        return FactorLayer(node, kind, "it computes nothing")
+    if convolution:
+        groups, mirrored = _integer(node, "group", 1), node.op_type == "ConvTranspose"
+        sizes = math.prod(into) // into[1], math.prod(out) // out[1]
+    elif len(stored) != 2 or not _is_float(node.inputs[constant]):
+        return FactorLayer(node, kind, "its weights are not one matrix of floating-point numbers")
+    else:
+        # Stored the other way round: x·W unless transB says otherwise, W·x if transA says so.
+        transposed = _integer(node, "transB" if constant else "transA", 0) != 0
+        groups, mirrored = 1, transposed != bool(constant)
+        sizes = (math.prod(out) // stored[0 if not mirrored else 1],) * 2
+    shape = (stored[1] * groups, stored[0] // groups, *stored[2:]) if mirrored else stored
+    if groups > 1 and shape[1] == 1:
+        return FactorLayer(node, "depthwise", "a depthwise convolution mixes no channels")
+    return FactorLayer(node, kind, "", constant, mirrored, shape, groups, *sizes)
+
+
+def _stranger(readers: list[FactorLayer]) -> str:
+    if readers[0].obstacle:
+        return ""
+    nodes = {layer.node for layer in readers}
+    return next((str(node.name) for node, _ in readers[0].weights.uses() if node not in nodes), "")
+
+
+def _integer(node: ir.Node, name: str, default: int) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype is not None and value.dtype.is_floating_point()
+
+
+def _name(value: ir.Value | None) -> str:
+    return str(value.name) if value is not None else ""

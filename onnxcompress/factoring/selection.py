@@ -4,7 +4,9 @@ import math
 from collections.abc import Callable
 from math import ceil
 
-from onnxcompress.factoring.layers import FactorLayer
+import numpy as np
+
+from onnxcompress.factoring.layers import FactorLayer, sharing
 from onnxcompress.factoring.ranks import MatrixRank, tucker_ranks
 from onnxcompress.plan import Ranks, matches
 
@@ -23,48 +25,65 @@ def select(
 ) -> tuple[dict[str, Ranks], dict[str, str]]:
     """Choose ranks by a rule; leave alone what would not have fewer MACs.
 
+    Layers that read the same weights get the same ranks: factored together, or none of them. The layer
+    that gives the network's output is factored as any other: its chain ends in as many filters.
+
     Args:
         layers: of the network to decompose.
         rank: rule for one matrix.
         round_to: ranks are rounded up to a multiple, at most to the layer's width.
         skip: glob patterns of layer names.
         include: kinds of layers to factor (see `FactorLayer.kind`).
-        progress: called with (layers done, layers in all).
+        progress: called with (layers done, layers in all), of which those with the same weights are one.
 
     Returns:
-        (ranks by layer, reason by layer that is left alone)
+        (ranks by layer, reason by layer of an included kind that is left alone)
     """
-    chosen: dict[str, Ranks] = {}
-    kept: dict[str, str] = {}
-    considered = [layer for layer in layers if layer.kind in include]
-    for done, layer in enumerate(considered):
+    decisions: dict[str, Ranks | str] = {}
+    considered = [readers for readers in sharing(layers) if readers[0].kind in include]
+    for done, readers in enumerate(considered):
         if progress is not None:
             progress(done, len(considered))
-        if matches(layer.name, skip):
-            kept[layer.name] = "skipped as asked"
-            continue
-        ranks = _rounded(ranks_of(layer, rank), layer, round_to)
-        if layer.chain_macs(ranks) < layer.macs:
-            chosen[layer.name] = ranks
-        else:
-            kept[layer.name] = (
-                f"the chain at ranks {ranks.out}, {ranks.into} would need "
-                f"{layer.chain_macs(ranks) / layer.macs:.2f} times the MACs"
-            )
-    return chosen, kept
+        decision = _decision(readers, rank, round_to, skip)
+        decisions.update((layer.name, decision) for layer in readers)
+    in_order = [(layer.name, decisions.get(layer.name)) for layer in layers]
+    return (
+        {name: decision for name, decision in in_order if isinstance(decision, Ranks)},
+        {name: decision for name, decision in in_order if isinstance(decision, str)},
+    )
 
 
-def ranks_of(layer: FactorLayer, rank: MatrixRank) -> Ranks:
-    """The ranks that a rule gives a layer, before rounding."""
-    out, into = layer.sides
+def ranks_of(layer: FactorLayer, rank: MatrixRank) -> Ranks | None:
+    """The ranks that a rule gives a layer, before rounding; None when it cannot be factored.
+
+    The first layer, known by its few input channels, keeps them: only its output side is factored.
+    """
+    if layer.obstacle:
+        return None
     if layer.kind != "kxk":
-        shared = max(
-            rank(layer.weight[group * out : (group + 1) * out].reshape(out, into))
-            for group in range(layer.groups)
-        )
+        parts = np.split(layer.weight, layer.groups)
+        shared = max(rank(part.reshape(layer.sides)) for part in parts)
         return Ranks(shared, shared)
     out_rank, in_rank = tucker_ranks(layer.weight, layer.groups, rank)
-    return Ranks(out_rank, into if into <= FEW_CHANNELS else in_rank)
+    return Ranks(out_rank, layer.sides[1] if layer.sides[1] <= FEW_CHANNELS else in_rank)
+
+
+def _decision(
+    readers: list[FactorLayer], rank: MatrixRank, round_to: int, skip: tuple[str, ...]
+) -> Ranks | str:
+    if any(matches(layer.name, skip) for layer in readers):
+        return "skipped as asked"
+    chosen = ranks_of(readers[0], rank)
+    if chosen is None:
+        return readers[0].obstacle
+    ranks = _rounded(chosen, readers[0], round_to)
+    before, after = (
+        sum(layer.macs for layer in readers),
+        sum(layer.chain_macs(ranks) for layer in readers),
+    )
+    if after < before:
+        return ranks
+    return f"the chain at ranks {ranks.out}, {ranks.into} would need {after / before:.2f} times the MACs"
 
 
 def _rounded(ranks: Ranks, layer: FactorLayer, round_to: int) -> Ranks:
@@ -73,5 +92,6 @@ def _rounded(ranks: Ranks, layer: FactorLayer, round_to: int) -> Ranks:
         min(ceil(each / round_to) * round_to, limit) for each, limit in zip(ranks, limits, strict=True)
     )
     # Neither unfolding of the core can have a higher rank than its other dimensions allow.
-    kernel = math.prod(layer.weight.shape[2:])
-    return Ranks(min(out, into * kernel), min(into, out * kernel))
+    kernel = math.prod(layer.shape[2:])
+    few = layer.sides[1] <= FEW_CHANNELS
+    return Ranks(min(out, into * kernel), into if few else min(into, out * kernel))

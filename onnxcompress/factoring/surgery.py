@@ -5,15 +5,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.layers import FactorLayer, factor_layers
+from onnxcompress.factoring.layers import CONVOLUTIONS, FactorLayer, factor_layers, sharing, swap_sides
 from onnxcompress.factoring.tucker import truncated_svd, tucker2
 from onnxcompress.model import refresh
 from onnxcompress.plan import Ranks
 from onnxcompress.shapes import concrete_shapes
 
 Array = NDArray[np.float64]
-
-CORE_ATTRIBUTES = ("auto_pad", "dilations", "pads", "strides")
 
 GEMM_WITHOUT_BIAS = 11
 """Opset from which Gemm's third input may be missing."""
@@ -24,117 +22,168 @@ def factor(model: ir.Model, ranks: dict[str, Ranks]) -> ir.Model:
 
     A k×k convolution becomes 1×1 → core → 1×1 (Kim et al. 2015, section 3.1): the core has the original's
     stride, pads and dilation, the last one its bias. A side at full rank has no 1×1 convolution. Groups
-    stay groups in every part. 1×1 convolutions and Gemm become two of their kind.
+    stay groups in every part. The core of a ConvTranspose is a ConvTranspose, between two Conv.
+
+    1×1 convolutions, Gemm and MatMul become two of their kind. Where a stride is: in the first part of a
+    Conv, in the last of a ConvTranspose, so that both parts compute at the fewer positions.
+
+    Layers that read the same weights read the same factors, which are stored once.
 
     Args:
         model: a simplified network; not touched.
         ranks: by layer, per group.
 
     Raises:
-        InputError: when a layer does not exist or cannot have such ranks.
+        InputError: when a layer does not exist or cannot have such ranks, or layers that read the same
+            weights are not all given the same.
     """
     result = model.clone()
-    layers = {layer.name: layer for layer in factor_layers(result, concrete_shapes(result))}
-    for name, wanted in ranks.items():
-        if name not in layers:
-            raise InputError(f"decompose: there is no layer '{name}' to factor; see `onnxcompress inspect`")
-        layer = layers[name]
-        _check(layer, wanted)
-        if layer.kind == "kxk":
-            _tucker_chain(layer, wanted)
-        else:
-            _pair(layer, wanted.out)
+    layers = factor_layers(result, concrete_shapes(result))
+    if unknown := [name for name in ranks if name not in {layer.name for layer in layers}]:
+        raise InputError(f"decompose: there is no layer '{unknown[0]}' to factor; see `onnxcompress inspect`")
+    names = _Names(result.graph)
+    for readers in sharing(layers):
+        if any(layer.name in ranks for layer in readers):
+            wanted = _check(readers, ranks)
+            factors = _stored(readers[0], _factors(readers[0], wanted), names)
+            for layer in readers:
+                _replace(layer, factors, names)
     return refresh(result)
 
 
-def _check(layer: FactorLayer, ranks: Ranks) -> None:
+class _Names:
+    """Gives nodes, values and initializers names that nothing else in a graph has."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        nodes = list(graph.all_nodes())
+        self.taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+        self.taken |= {value.name for node in nodes for value in node.outputs} | {n.name for n in nodes}
+
+    def fresh(self, name: str) -> str:
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
+
+
+def _check(readers: list[FactorLayer], ranks: dict[str, Ranks]) -> Ranks:
+    """The ranks for these layers, all of which read the same weights."""
+    layer = next(layer for layer in readers if layer.name in ranks)
+    wanted = ranks[layer.name]
+    if layer.obstacle:
+        raise InputError(f"decompose: {layer.name} cannot be factored: {layer.obstacle}")
+    for other in readers:
+        if ranks.get(other.name) != wanted:
+            raise InputError(
+                f"decompose: {layer.name} and {other.name} read the same weights: give both the same ranks"
+            )
     out, into = layer.sides
     per_group = " per group" if layer.groups > 1 else ""
     if layer.kind == "kxk":
-        if ranks.out > out or ranks.into > into:
+        if wanted.out > out or wanted.into > into:
             raise InputError(
-                f"decompose: {layer.name}: ranks {ranks.out}, {ranks.into} are impossible: "
+                f"decompose: {layer.name}: ranks {wanted.out}, {wanted.into} are impossible: "
                 f"it has {out} filters and {into} input channels{per_group}"
             )
-    elif ranks.out != ranks.into or ranks.out > min(out, into):
+    elif wanted.out != wanted.into or wanted.out > min(out, into):
         raise InputError(
             f"decompose: {layer.name}: needs one rank, given twice, of at most {min(out, into)}{per_group}; "
-            f"got {ranks.out}, {ranks.into}"
+            f"got {wanted.out}, {wanted.into}"
         )
+    return wanted
 
 
-def _tucker_chain(layer: FactorLayer, ranks: Ranks) -> None:
-    parts = [tucker2(part, ranks.out, ranks.into) for part in np.split(layer.weight, layer.groups)]
-    out, core, into = (np.concatenate(each) for each in zip(*((o, c, i.T) for o, c, i in parts), strict=True))
-    point = (1,) * (layer.weight.ndim - 2)
-    attributes = {
-        name: layer.node.attributes[name] for name in CORE_ATTRIBUTES if name in layer.node.attributes
-    }
-    steps: list[tuple[str, Array, dict[str, ir.Attr]]] = []
+def _factors(layer: FactorLayer, ranks: Ranks) -> dict[str, Array]:
+    """The chain's weights by the name of the part, each of shape (M, C / groups, *kernel)."""
+    point = (1,) * (len(layer.shape) - 2)
+    parts = np.split(layer.weight, layer.groups)
+    if layer.kind != "kxk":
+        pairs = [truncated_svd(part.reshape(layer.sides), ranks.out) for part in parts]
+        out, into = (np.concatenate(each) for each in zip(*pairs, strict=True))
+        return {"in": into.reshape(*into.shape, *point), "out": out.reshape(*out.shape, *point)}
+    triples = [tucker2(part, ranks.out, ranks.into) for part in parts]
+    out, core, into = (
+        np.concatenate(each) for each in zip(*((o, c, i.T) for o, c, i in triples), strict=True)
+    )
+    factors = {}
     if ranks.into < layer.sides[1]:
-        steps.append(("in", into.reshape(*into.shape, *point), {}))
-    steps.append(("core", core, attributes))
+        factors["in"] = into.reshape(*into.shape, *point)
+    factors["core"] = core
     if ranks.out < layer.sides[0]:
-        steps.append(("out", out.reshape(*out.shape, *point), {}))
-    _replace(layer, steps)
+        factors["out"] = out.reshape(*out.shape, *point)
+    return factors
 
 
-def _pair(layer: FactorLayer, rank: int) -> None:
-    parts = [
-        truncated_svd(part.reshape(len(part), -1), rank) for part in np.split(layer.weight, layer.groups)
-    ]
-    left, right = (np.concatenate(each) for each in zip(*parts, strict=True))
+def _inherits(layer: FactorLayer, part: str) -> bool:
+    """Whether this part of the chain has the layer's operator; the others are 1×1 Conv."""
     if layer.kind == "gemm":
-        _replace(layer, [("in", right, {}), ("out", left, {})])
-        return
-    point = (1,) * (layer.weight.ndim - 2)
-    attributes = {
-        name: layer.node.attributes[name] for name in CORE_ATTRIBUTES if name in layer.node.attributes
-    }
-    steps = [
-        ("in", right.reshape(*right.shape, *point), attributes),
-        ("out", left.reshape(*left.shape, *point), {}),
-    ]
-    _replace(layer, steps)
+        return True
+    if layer.kind == "kxk":
+        return part == "core"
+    return part == ("out" if layer.node.op_type == "ConvTranspose" else "in")
 
 
-def _replace(layer: FactorLayer, steps: list[tuple[str, Array, dict[str, ir.Attr]]]) -> None:
+def _stored(layer: FactorLayer, factors: dict[str, Array], names: _Names) -> dict[str, ir.Value]:
+    """Put the factors among the graph's initializers, in the type and the layout of the layer's weights."""
+    values = {}
+    for part, weight in factors.items():
+        array = swap_sides(weight, layer.groups) if layer.mirrored and _inherits(layer, part) else weight
+        values[part] = _initializer(layer, f"{layer.name}/{part}.weight", array, names)
+    return values
+
+
+def _initializer(layer: FactorLayer, name: str, array: Array, names: _Names) -> ir.Value:
+    name = names.fresh(name)
+    dtype = (layer.weights.dtype or ir.DataType.FLOAT).numpy()
+    tensor = ir.tensor(np.ascontiguousarray(array, dtype), name=name)
+    value = ir.val(name, const_value=tensor)
+    assert layer.node.graph is not None
+    layer.node.graph.initializers[name] = value
+    return value
+
+
+def _replace(layer: FactorLayer, factors: dict[str, ir.Value], names: _Names) -> None:
     """Put a chain of nodes in a layer's place; the last one has its bias and its output's name."""
     node = layer.node
     graph = node.graph
     assert graph is not None
-    assert node.inputs[1] is not None
-    dtype = (node.inputs[1].dtype or ir.DataType.FLOAT).numpy()
     chain: list[ir.Node] = []
-    x: ir.Value | None = node.inputs[0]
-    for suffix, weight, attributes in steps:
-        name = f"{node.name}/{suffix}"
-        matrix = weight.T if node.op_type == "MatMul" else weight
-        tensor = ir.tensor(np.ascontiguousarray(matrix, dtype), name=f"{name}.weight")
-        value = ir.val(tensor.name, const_value=tensor)
-        graph.initializers[str(tensor.name)] = value
-        last = suffix == steps[-1][0]
-        inputs = [x, value, *(node.inputs[2:] if last else ())]
-        if (
-            node.op_type == "Gemm"
-            and len(inputs) == 2
-            and graph.opset_imports.get("", 11) < GEMM_WITHOUT_BIAS
-        ):
-            zero = ir.tensor(np.zeros(len(weight), dtype), name=f"{name}.bias")
-            graph.initializers[str(zero.name)] = ir.val(zero.name, const_value=zero)
-            inputs.append(graph.initializers[str(zero.name)])
-        step = ir.Node("", node.op_type, inputs, name=name)
-        for attribute in attributes.values():
-            step.attributes[attribute.name] = attribute
-        if node.op_type == "Conv":
-            step.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", weight.shape[2:])
-            step.attributes["group"] = ir.AttrInt64("group", layer.groups)
-        elif node.op_type == "Gemm":
-            step.attributes["transB"] = ir.AttrInt64("transB", 1)
-        step.outputs[0].name = f"{name}:0"
+    x = node.inputs[1 - layer.constant]
+    for part, weights in factors.items():
+        name = names.fresh(f"{layer.name}/{part}")
+        operands = [x, weights] if layer.constant == 1 else [weights, x]
+        if part == list(factors)[-1]:
+            operands += node.inputs[2:]
+        elif node.op_type == "Gemm" and graph.opset_imports.get("", 11) < GEMM_WITHOUT_BIAS:
+            operands.append(_initializer(layer, f"{name}.bias", _zero_bias(layer, weights), names))
+        operator = node.op_type if _inherits(layer, part) else "Conv"
+        step = ir.Node("", operator, operands, _attributes(layer, part, weights), name=name)
+        step.outputs[0].name = names.fresh(f"{name}:0")
         step.outputs[0].type = node.outputs[0].type
         chain.append(step)
         x = step.outputs[0]
     ir.convenience.replace_nodes_and_values(
         graph, node, [node], chain, [node.outputs[0]], [chain[-1].outputs[0]]
     )
+
+
+def _zero_bias(layer: FactorLayer, weights: ir.Value) -> Array:
+    """A bias for the first part of a Gemm's chain, which has as many outputs as `weights` has rows."""
+    assert weights.shape is not None
+    rank = weights.shape.numpy()[1 if layer.mirrored else 0]
+    return np.zeros(rank if layer.constant == 1 else (rank, 1))
+
+
+def _attributes(layer: FactorLayer, part: str, weights: ir.Value) -> list[ir.Attr]:
+    attributes = layer.node.attributes
+    if layer.node.op_type not in CONVOLUTIONS:
+        # The input's transposition and its factor are applied first, the bias's last.
+        dropped = {"in": {"beta"}, "out": {"alpha", "transA" if layer.constant == 1 else "transB"}}
+        return [attribute for name, attribute in attributes.items() if name not in dropped[part]]
+    if _inherits(layer, part):
+        return list(attributes.values())
+    assert weights.shape is not None
+    return [
+        ir.AttrInt64s("kernel_shape", weights.shape.numpy()[2:]),
+        ir.AttrInt64("group", layer.groups),
+    ]

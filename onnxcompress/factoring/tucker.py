@@ -11,7 +11,6 @@ cost a fraction of singular value decompositions of the unfoldings themselves.
 import numpy as np
 from numpy.typing import NDArray
 from tensorly.base import unfold
-from tensorly.tenalg import multi_mode_dot
 
 Array = NDArray[np.float64]
 
@@ -42,24 +41,23 @@ def tucker2(weight: Array, out_rank: int, in_rank: int) -> tuple[Array, Array, A
         (out_factor (M, out_rank), core (out_rank, in_rank, *kernel), in_factor (C, in_rank)); the
         factors have orthonormal columns.
     """
-    ranks = (out_rank, in_rank)
-    full = [rank == side for rank, side in zip(ranks, weight.shape, strict=False)]
-    factors = [
-        np.eye(weight.shape[mode]) if full[mode] else _leading_subspace(unfold(weight, mode), ranks[mode])
-        for mode in (0, 1)
-    ]
-    core = multi_mode_dot(weight, factors, modes=(0, 1), transpose=True)
-    if not any(full):
+    filters, channels = weight.shape[:2]
+    out = _leading_subspace(unfold(weight, 0), out_rank) if out_rank < filters else np.eye(filters)
+    into = _leading_subspace(unfold(weight, 1), in_rank) if in_rank < channels else np.eye(channels)
+    # One matrix (M, C) per position of the kernel: products with factors are then products of matrices.
+    slices = np.moveaxis(weight.reshape(filters, channels, -1), 2, 0).copy()
+    core = out.T @ slices @ into
+    if out_rank < filters and in_rank < channels:
         energy, total = np.sum(core**2), np.sum(weight**2)
         for _ in range(MAX_ITERATIONS):
-            for mode in (0, 1):
-                projected = multi_mode_dot(weight, [factors[1 - mode]], modes=[1 - mode], transpose=True)
-                factors[mode] = _leading_subspace(unfold(projected, mode), ranks[mode])
-            core = multi_mode_dot(weight, factors, modes=(0, 1), transpose=True)
+            out = _leading_subspace(np.hstack(slices @ into), out_rank)
+            projected = out.T @ slices
+            into = _leading_subspace(np.hstack(projected.swapaxes(1, 2)), in_rank)
+            core = projected @ into
             before, energy = energy, np.sum(core**2)
             if energy - before <= TOLERANCE * total:
                 break
-    return factors[0], core, factors[1]
+    return out, np.moveaxis(core, 0, 2).reshape(out_rank, in_rank, *weight.shape[2:]), into
 
 
 def truncated_svd(matrix: Array, rank: int) -> tuple[Array, Array]:
