@@ -18,7 +18,7 @@ from rich.table import Table
 import onnxcompress as verbs
 from onnxcompress import report
 from onnxcompress.errors import InputError
-from onnxcompress.model import check_output, load, save, write_text
+from onnxcompress.model import check_output, copy, load, save, write_text
 from onnxcompress.plan import to_yaml
 from onnxcompress.preprocessing import Preprocessing, read
 
@@ -379,7 +379,10 @@ def _finish(
     quiet: bool,
     write_plan: bool = True,
 ) -> int:
-    save(result.model, output)
+    if len(result.stages) == 1:
+        copy(source, result.model, output)
+    else:
+        save(result.model, output, original=result.stages[0].model)
     plan = output.with_suffix(".plan.yaml")
     if write_plan:
         write_text(plan, to_yaml(result.plan))

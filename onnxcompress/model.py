@@ -1,31 +1,55 @@
 """A network's way in and out: read and checked; checked again, run, and written atomically."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import Message
 from onnx_ir.passes import common as passes
 
 from onnxcompress.errors import InputError
-from onnxcompress.runtime import EMBEDDED_LIMIT, random_feeds, session
+from onnxcompress.runtime import EMBEDDED_LIMIT, random_feeds, run, runner, weight_bytes
 
 QUANTIZED = frozenset(
-    {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "ConvInteger"}
+    {
+        "ConvInteger",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "QLinearConv",
+        "QLinearMatMul",
+        "QuantizeLinear",
+    }
 )
+
+KNOWN_DOMAINS = ("ai.onnx", "com.microsoft", "com.ms.internal")
+"""What the domains of the operators that ONNX Runtime has start with, where they are not empty."""
+
+INITIALIZERS_OWN = 4
+"""Version of the IR from which initializers need not be inputs as well."""
+
+LARGE = 2**20
+"""Bytes above which the weights of a network too large for one protobuf message stay in their file."""
 
 
 def load(source: str | Path | ir.Model) -> ir.Model:
-    """Read a network and check it. Nodes without a name get one.
+    """Read a network and check it.
+
+    Model-local functions are inlined, Constant nodes become initializers, nodes without a name get one.
 
     Args:
         source: path of an ONNX file, or a network already in memory, which is returned as it is.
 
     Raises:
         InputError: when the file is missing, empty, truncated, not ONNX, breaks ONNX's rules, lacks its
-            external data, holds NaN or infinite weights, or is quantized already.
+            external data, holds NaN or infinite weights, is quantized already, or has operators of a
+            domain that ONNX Runtime does not know.
     """
     if isinstance(source, ir.Model):
         return source
@@ -35,16 +59,26 @@ def load(source: str | Path | ir.Model) -> ir.Model:
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
     try:
-        onnx.checker.check_model(str(path))
-        model = ir.load(path)
-        if _weight_bytes(model) < EMBEDDED_LIMIT:
-            ir.external_data.load_to_model(model)
-        _check_weights(model)
+        return _read(path)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except Exception as error:  # protobuf, the checker and the tensor readers each raise their own kinds
         raise InputError(f"{path}: not a valid ONNX file: {_one_line(error)}") from None
+
+
+def _read(path: Path) -> ir.Model:
+    proto = onnx.load(path, format="protobuf", load_external_data=False)
+    _check_files(proto, path.parent)
+    onnx.checker.check_model(str(path))
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, path.absolute().parent)
+    if passes.InlinePass(lambda function: _same_opsets(function, model))(model).modified:
+        passes.RemoveUnusedOpsetsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.NameFixPass()(model)
+    _embed(model)
+    _check_operators(model)
+    _check_weights(model)
     return model
 
 
@@ -52,29 +86,29 @@ def simplify(model: ir.Model) -> ir.Model:
     """Fold constants, fuse BatchNormalization into convolutions and drop what does nothing (by onnxsim).
 
     The network computes the same, and its interface and the names of the layers that stay do not change.
-    A network that onnxsim cannot take is only relieved of its Constant and Identity nodes.
+    A network that onnxsim cannot take is only relieved of its Constant and Identity nodes. Of one that is
+    too large for one protobuf message onnxsim does not see the large weights: what is computed from them
+    alone stays.
 
     Returns:
         A new network; the given one is not touched.
     """
     import onnxsim  # takes a third of a second, which reading and writing files need not spend
 
-    proto = ir.to_proto(model)
+    lean = model.clone()
+    _embed(lean)
+    hidden = _hide_large_weights(lean) if weight_bytes(lean) >= EMBEDDED_LIMIT else {}
+    proto = ir.to_proto(lean)
     try:
         simplified = ir.from_proto(onnxsim.simplify(proto)[0])
     except Exception:  # whatever onnxsim trips over, its user can go on without it
         simplified = ir.from_proto(proto)
-    simplified.metadata_props.clear()
-    simplified.metadata_props.update(model.metadata_props)
-    for tidy in (
-        passes.RemoveInitializersFromInputsPass(),
-        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        passes.IdentityEliminationPass(),
-        passes.NameFixPass(),
-    ):
-        tidy(simplified)
-    # Before version 4 every initializer had to be an input as well.
-    simplified.ir_version = max(simplified.ir_version, 4)
+    passes.RemoveInitializersFromInputsPass()(simplified)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(simplified)
+    _show_again(simplified, hidden)
+    passes.IdentityEliminationPass()(simplified)
+    passes.NameFixPass()(simplified)
+    _keep_metadata(simplified, model)
     _unshare_vectors(simplified)
     return simplified
 
@@ -82,11 +116,14 @@ def simplify(model: ir.Model) -> ir.Model:
 def refresh(model: ir.Model) -> ir.Model:
     """Drop initializers that nobody reads and infer the shapes again, in place, after a rewrite."""
     passes.RemoveUnusedNodesPass()(model)
+    declared = [value.shape for value in model.graph.outputs]
     for node in model.graph:
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = None
     passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    for value, shape in zip(model.graph.outputs, declared, strict=True):
+        value.shape = shape
     return model
 
 
@@ -106,43 +143,115 @@ def check_output(path: str | Path, *inputs: str | Path) -> None:
             raise InputError(f"{path}: the output would overwrite the input; give another name with -o")
 
 
-def save(model: ir.Model, path: str | Path) -> None:
+def save(model: ir.Model, path: str | Path, *, original: ir.Model | None = None) -> None:
     """Write a network, once `onnx.checker` (full) and ONNX Runtime have accepted and run it.
 
     The file appears whole or not at all. Weights of 2 GB and more go to ``<name>.data`` beside it.
 
+    Args:
+        model: the network.
+        path: of the file.
+        original: the network that it was made from, for `validate`.
+
     Raises:
-        InputError: when the folder is missing or the network is refused.
+        InputError: when the folder is missing, the network is refused, or ``<name>.data`` exists and is
+            another network's.
     """
-    path = Path(path)
+    with _draft(Path(path)) as draft:
+        _write(model, draft)
+        validate(draft, original)
+
+
+def copy(source: str | Path, model: ir.Model, path: str | Path) -> None:
+    """Write a network that nothing was done to: the bytes of its file, checked like those of a new one.
+
+    Args:
+        source: the file.
+        model: what `load` made of it; written instead where weights lie in other files.
+        path: of the copy.
+
+    Raises:
+        InputError: as `save`.
+    """
+    with _draft(Path(path)) as draft:
+        proto = onnx.load(source, "protobuf", load_external_data=False)
+        if any(_in_another_file(tensor) for tensor in _tensors(proto)):
+            _write(model, draft)
+        else:
+            shutil.copyfile(source, draft)
+        validate(draft, model)
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """A path in a folder of its own, whose files come to lie at and beside the given one if all goes well."""
     check_output(path)
-    large = _weight_bytes(model) >= EMBEDDED_LIMIT
     with tempfile.TemporaryDirectory(prefix=".onnxcompress-", dir=path.parent) as folder:
-        draft = Path(folder) / path.name
-        ir.save(model, draft, external_data=f"{path.name}.data" if large else None)
-        validate(draft)
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file == draft):
-            os.replace(file, path.parent / file.name)
+        yield Path(folder) / path.name
+        data = path.with_name(f"{path.name}.data")
+        if (Path(folder) / data.name).exists():
+            if data.exists() and not path.exists():
+                raise InputError(f"{data}: exists, and is not a part of {path}; give another name with -o")
+            path.unlink(missing_ok=True)  # rather none than one with another's weights
+            os.replace(Path(folder) / data.name, data)
+        os.replace(Path(folder) / path.name, path)
 
 
-def validate(path: Path) -> None:
+def _write(model: ir.Model, path: Path) -> None:
+    if model.ir_version < INITIALIZERS_OWN:
+        model = model.clone()
+        passes.LiftSubgraphInitializersToMainGraphPass()(model)
+        passes.AddInitializersToInputsPass()(model)
+    large = weight_bytes(model) >= EMBEDDED_LIMIT
+    ir.save(model, path, format="protobuf", external_data=f"{path.name}.data" if large else None)
+
+
+def validate(path: Path, original: ir.Model | None = None) -> None:
     """Have `onnx.checker` (full) and ONNX Runtime accept a file, and run it once on random input.
+
+    A network with operators that ONNX Runtime lacks (on doubles, mostly) is run by onnx's reference evaluator
+    instead.
+
+    Args:
+        path: of the file.
+        original: the network that it was made from: random input that this one cannot work on either is not
+            held against the file.
 
     Raises:
         InputError: with the first line of the refusal.
     """
+    if problem := _broken_rule(path):
+        if original is not None:
+            _write(original, path.with_name("original"))
+            if own := _broken_rule(path.with_name("original")):
+                raise InputError(f"the network breaks ONNX's rules: {own}")
+        raise InputError(f"{path.name}: the result breaks ONNX's rules: {problem}")
     try:
-        onnx.checker.check_model(str(path), full_check=True)
-    except Exception as error:  # as in load
-        raise InputError(f"{path.name}: the result breaks ONNX's rules: {_one_line(error)}") from None
-    try:
-        runnable = session(path)
+        runnable = runner(path)
+        feeds = random_feeds(runnable)
     except InputError as error:
         raise InputError(str(error).replace(str(path), path.name)) from None
     try:
-        runnable.run(None, random_feeds(runnable))
-    except Exception as error:  # ONNX Runtime's exceptions have no common public base
-        raise InputError(f"{path.name}: ONNX Runtime cannot run the result: {_one_line(error)}") from None
+        run(runnable, feeds)
+    except InputError as error:
+        if original is None or _runs(original, feeds):
+            raise InputError(f"{path.name}: {error}") from None
+
+
+def _broken_rule(path: Path) -> str:
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except Exception as error:  # as in load
+        return _one_line(error)
+    return ""
+
+
+def _runs(model: ir.Model, feeds: dict[str, np.ndarray]) -> bool:
+    try:
+        run(runner(model), feeds)
+    except InputError:
+        return False
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -176,23 +285,124 @@ def _unshare_vectors(model: ir.Model) -> None:
             node.replace_input_with(index, own)
 
 
-def _check_weights(model: ir.Model) -> None:
+def _check_files(proto: onnx.ModelProto, folder: Path) -> None:
+    """See that the files in which weights lie are there, in the network's folder or below."""
+    for tensor in _tensors(proto):
+        if _in_another_file(tensor):
+            location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+            if not location or Path(location).is_absolute() or ".." in Path(location).parts:
+                raise InputError(
+                    f"the weights '{tensor.name}' point out of the network's folder: '{location}'"
+                )
+            if not (folder / location).is_file():
+                raise InputError(
+                    f"the weights '{tensor.name}' lie in {folder / location}, which is missing: "
+                    "keep it beside the network"
+                )
+
+
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """All tensors of a protobuf message, wherever they are."""
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if field.is_repeated else [value]:
+                if isinstance(part, onnx.TensorProto):
+                    yield part
+                else:
+                    yield from _tensors(part)
+
+
+def _in_another_file(tensor: onnx.TensorProto) -> bool:
+    return tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def _same_opsets(function: ir.Function, model: ir.Model) -> bool:
+    return all(
+        model.opset_imports.get(domain, version) == version
+        for domain, version in function.opset_imports.items()
+    )
+
+
+def _embed(model: ir.Model) -> None:
+    """Take weights in from other files, but for the large ones of a network too large for one message."""
+    whole = weight_bytes(model) < EMBEDDED_LIMIT
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                end = (tensor.offset or 0) + tensor.nbytes
+                if tensor.length not in (None, tensor.nbytes) or end > os.path.getsize(tensor.path):
+                    raise InputError(
+                        f"the weights '{value.name}' do not fit what {tensor.path} holds for them: "
+                        "fetch both files again"
+                    )
+                if whole or tensor.nbytes <= LARGE or graph is not model.graph:
+                    (value.const_value,) = ir.external_data.convert_tensors_from_external([tensor])
+
+
+def _hide_large_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Turn large weights into inputs, in place. `_show_again` is the way back."""
+    hidden = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes > LARGE
+    }
+    for name in hidden:
+        value = model.graph.initializers.pop(name)
+        value.const_value = None
+        if not value.is_graph_input():
+            model.graph.inputs.append(value)
+    return hidden
+
+
+def _show_again(model: ir.Model, hidden: dict[str, ir.TensorProtocol]) -> None:
+    for value in [value for value in model.graph.inputs if value.name in hidden]:
+        model.graph.inputs.remove(value)
+        value.const_value = hidden[str(value.name)]
+        model.graph.register_initializer(value)
+
+
+def _keep_metadata(model: ir.Model, original: ir.Model) -> None:
+    """Give a network, its inputs and outputs, and nodes of the same name what onnxsim drops or invents."""
+    model.ir_version = original.ir_version
+    model.metadata_props.clear()
+    model.metadata_props.update(original.metadata_props)
+    interface = {value.name: value for value in (*original.graph.inputs, *original.graph.outputs)}
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape, value.type = interface[value.name].shape, interface[value.name].type
+        value.metadata_props.update(interface[value.name].metadata_props)
+    nodes = {node.name: node for node in original.graph}
     for node in model.graph:
+        if node.name in nodes:
+            node.metadata_props.update(nodes[node.name].metadata_props)
+
+
+def _check_operators(model: ir.Model) -> None:
+    for node in model.graph.all_nodes():
+        known = not node.domain or node.domain.startswith(KNOWN_DOMAINS)
+        if not known and node.op_identifier() not in model.functions:
+            raise InputError(
+                f"ONNX Runtime does not know the operator {node.domain}.{node.op_type} (node '{node.name}'): "
+                "export the network with ONNX's own operators"
+            )
         if node.op_type in QUANTIZED:
             raise InputError(
                 f"quantized already (node '{node.name}', {node.op_type}): compress first, then quantize"
             )
-    for value in model.graph.initializers.values():
-        array = weights_of(value)
-        if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise InputError(
-                f"the weights '{value.name}' hold NaN or infinite values; export the network again"
-            )
 
 
-def _weight_bytes(model: ir.Model) -> int:
-    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value)
+def _check_weights(model: ir.Model) -> None:
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            array = weights_of(value)
+            if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise InputError(
+                    f"the weights '{value.name}' hold NaN or infinite values; export the network again"
+                )
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
+    """The message of the error that began it all."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return " ".join(str(error).split())[:300] or type(error).__name__

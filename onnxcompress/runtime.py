@@ -1,12 +1,16 @@
 """ONNX Runtime on the CPU: sessions, runs, and random input that fits a network."""
 
+import math
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -29,6 +33,24 @@ DTYPES: dict[str, np.dtype] = {
     }.items()
 }
 """NumPy's types by the names that ONNX Runtime gives its tensors."""
+
+
+INPUT_LIMIT = 2**28
+"""Numbers that random input may consist of."""
+
+
+class NoKernelError(InputError):
+    """ONNX Runtime knows all operators of a network, but lacks one for its types or version."""
+
+
+class Runnable(Protocol):
+    """What runs a network: a session of ONNX Runtime, or `Reference`."""
+
+    def get_inputs(self) -> Sequence[Any]:
+        """The inputs: ``name``, ``type`` as in `DTYPES`, and ``shape``."""
+
+    def run(self, outputs: None, feeds: Mapping[str, np.ndarray], /) -> list[np.ndarray]:
+        """All outputs."""
 
 
 def session(
@@ -66,9 +88,8 @@ def session(
         try:
             return ort.InferenceSession(network, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
-            raise InputError(
-                f"{_name(model)}: ONNX Runtime refuses the network: {_one_line(error)}"
-            ) from None
+            kind = NoKernelError if "NOT_IMPLEMENTED" in str(error) else InputError
+            raise kind(f"{_name(model)}: ONNX Runtime refuses the network: {_one_line(error)}") from None
 
     if not isinstance(model, ir.Model):
         if not Path(model).is_file():
@@ -82,7 +103,47 @@ def session(
         return start(str(path))
 
 
-def run(runnable: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+class Reference:
+    """onnx's own evaluator: slow, but it has every operator of ONNX for every type."""
+
+    def __init__(self, model: ir.Model | str | Path) -> None:
+        from onnx.reference import ReferenceEvaluator  # seldom needed
+
+        self.evaluator = ReferenceEvaluator(ir.to_proto(model) if isinstance(model, ir.Model) else str(model))
+
+    def get_inputs(self) -> Sequence[Any]:
+        """See `Runnable`."""
+        types = zip(self.evaluator.input_names, self.evaluator.input_types, strict=True)
+        return [
+            SimpleNamespace(
+                name=name,
+                type=f"tensor({onnx.TensorProto.DataType.Name(type_.tensor_type.elem_type).lower()})",
+                shape=[dim.dim_value or dim.dim_param for dim in type_.tensor_type.shape.dim],
+            )
+            for name, type_ in types
+        ]
+
+    def run(self, outputs: None, feeds: Mapping[str, np.ndarray], /) -> list[np.ndarray]:
+        """See `Runnable`."""
+        return list(self.evaluator.run(outputs, dict(feeds)))
+
+
+def runner(model: ir.Model | str | Path) -> Runnable:
+    """What can run a network: ONNX Runtime, or the reference evaluator where that lacks an operator.
+
+    Raises:
+        InputError: as `session`.
+    """
+    try:
+        return session(model)
+    except NoKernelError as error:
+        try:
+            return Reference(model)
+        except Exception:  # it has no common base of exceptions either
+            raise error from None
+
+
+def run(runnable: Runnable, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """All outputs of a network for one set of inputs.
 
     Raises:
@@ -95,7 +156,7 @@ def run(runnable: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> list
 
 
 def random_feeds(
-    runnable: ort.InferenceSession, batch: int = FREE_BATCH, seed: int = 0, dynamic: int = FREE_SIZE
+    runnable: Runnable, batch: int = FREE_BATCH, seed: int = 0, dynamic: int = FREE_SIZE
 ) -> dict[str, np.ndarray]:
     """Random arrays for every input of a network, the same for the same arguments.
 
@@ -104,7 +165,7 @@ def random_feeds(
     second). Fixed dimensions stay, so that a network of fixed batch size is fed that size instead of `batch`.
 
     Raises:
-        InputError: when an input is not a tensor of numbers.
+        InputError: when an input is not a tensor of numbers, or is too large.
     """
     random = np.random.default_rng(seed)
     feeds = {}
@@ -118,9 +179,21 @@ def random_feeds(
             dim if isinstance(dim, int) else batch if axis == 0 else dynamic if axis >= 2 else 1
             for axis, dim in enumerate(value.shape)
         ]
+        if math.prod(shape) > INPUT_LIMIT:
+            raise InputError(f"the input '{value.name}' has {math.prod(shape):,} numbers, which is too much")
         numbers = random.standard_normal(shape) if dtype.kind == "f" else random.integers(0, 2, shape)
         feeds[value.name] = np.asarray(numbers, dtype)
     return feeds
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Of all weights, wherever they lie."""
+    return sum(
+        value.const_value.nbytes
+        for graph in model.graphs()
+        for value in graph.initializers.values()
+        if value.const_value is not None
+    )
 
 
 def _cores() -> int:
@@ -129,16 +202,12 @@ def _cores() -> int:
 
 
 def _must_be_split(model: ir.Model) -> bool:
-    weights = [
-        value.const_value
+    external = any(
+        isinstance(value.const_value, ir.ExternalTensor)
         for graph in model.graphs()
         for value in graph.initializers.values()
-        if value.const_value is not None
-    ]
-    return (
-        any(isinstance(tensor, ir.ExternalTensor) for tensor in weights)
-        or sum(tensor.nbytes for tensor in weights) > EMBEDDED_LIMIT
     )
+    return external or weight_bytes(model) > EMBEDDED_LIMIT
 
 
 def _name(model: ir.Model | str | Path) -> str:

@@ -130,7 +130,7 @@ def with_weights(path: str, change) -> None:
         (["prune", "text.onnx", "-o", "out.onnx"], "not a valid ONNX file"),
         (["inspect", "noise.onnx"], "not a valid ONNX file"),
         (["decompose", "nan.onnx", "-o", "out.onnx"], "NaN or infinite"),
-        (["decompose", "external.onnx", "-o", "out.onnx"], "not a valid ONNX file"),
+        (["decompose", "external.onnx", "-o", "out.onnx"], "lie in gone, which is missing"),
         (["inspect", "quantized.onnx"], "compress first, then quantize"),
         (["prune", "model.onnx", "-o", "out.onnx", "--ratio", "1"], "not in [0, 1)"),
         (["prune", "model.onnx", "-o", "out.onnx", "--ratio", "-0.1"], "not in [0, 1)"),
