@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,15 @@ from google.protobuf.message import Message
 from onnx_ir.passes import common as passes
 
 from onnxcompress.errors import InputError
-from onnxcompress.runtime import EMBEDDED_LIMIT, random_feeds, run, runner, weight_bytes
+from onnxcompress.runtime import (
+    EMBEDDED_LIMIT,
+    NoKernelError,
+    random_feeds,
+    run,
+    runner,
+    session,
+    weight_bytes,
+)
 
 QUANTIZED = frozenset(
     {
@@ -86,31 +95,73 @@ def simplify(model: ir.Model) -> ir.Model:
     """Fold constants, fuse BatchNormalization into convolutions and drop what does nothing (by onnxsim).
 
     The network computes the same, and its interface and the names of the layers that stay do not change.
-    A network that onnxsim cannot take is only relieved of its Constant and Identity nodes. Of one that is
+    A network that onnxsim cannot take, or of which ONNX Runtime does not take what onnxsim makes, is only
+    relieved of its Constant and Identity nodes, or left as it is where even that is refused. Of one that is
     too large for one protobuf message onnxsim does not see the large weights: what is computed from them
     alone stays.
 
     Returns:
         A new network; the given one is not touched.
     """
-    import onnxsim  # takes a third of a second, which reading and writing files need not spend
-
     lean = model.clone()
     _embed(lean)
     hidden = _hide_large_weights(lean) if weight_bytes(lean) >= EMBEDDED_LIMIT else {}
     proto = ir.to_proto(lean)
-    try:
-        simplified = ir.from_proto(onnxsim.simplify(proto)[0])
-    except Exception:  # whatever onnxsim trips over, its user can go on without it
-        simplified = ir.from_proto(proto)
-    passes.RemoveInitializersFromInputsPass()(simplified)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(simplified)
-    _show_again(simplified, hidden)
-    passes.IdentityEliminationPass()(simplified)
-    passes.NameFixPass()(simplified)
+    with _silence():
+        for attempt in (_folded, _tidied, ir.from_proto):
+            simplified = attempt(proto)
+            _show_again(simplified, hidden)
+            passes.NameFixPass()(simplified)
+            if _is_accepted(simplified):
+                break
     _keep_metadata(simplified, model)
     _unshare_vectors(simplified)
     return simplified
+
+
+def _folded(proto: onnx.ModelProto) -> ir.Model:
+    import onnxsim  # takes a third of a second, which reading and writing files need not spend
+
+    try:
+        return _tidied(onnxsim.simplify(proto)[0])
+    except Exception:  # whatever onnxsim trips over, its user can go on without it
+        return _tidied(proto)
+
+
+def _tidied(proto: onnx.ModelProto) -> ir.Model:
+    model = ir.from_proto(proto)
+    passes.RemoveInitializersFromInputsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    passes.IdentityEliminationPass()(model)
+    return model
+
+
+def _is_accepted(model: ir.Model) -> bool:
+    try:
+        session(model, optimize=False)
+    except NoKernelError:
+        return True
+    except InputError:
+        return False
+    return True
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep what onnxsim prints, which it does past Python, off both outputs."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept = os.dup(1), os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        for number, descriptor in enumerate(kept, start=1):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+        os.close(nowhere)
 
 
 def refresh(model: ir.Model) -> ir.Model:

@@ -20,8 +20,8 @@ def hand_on(graph: ChannelGraph, node: ir.Node, atoms: Atoms | None, reason: str
 def sizes_follow(graph: ChannelGraph, node: ir.Node, index: int, axes: Sequence[int]) -> None:
     """An input that holds the sizes of these axes of the output follows its channels.
 
-    Sizes of 0 and −1 follow by themselves. Those of a computed input are replaced once they are computed; along
-    an axis whose size the network leaves open, nothing is cut.
+    Sizes of 0 and −1 follow by themselves. Those of a computed input are replaced once they are computed;
+    along an axis whose size the network leaves open, nothing is cut.
     """
     atoms, sizes = graph.atoms(node.outputs[0]), node.inputs[index]
     if atoms is None or sizes is None:
