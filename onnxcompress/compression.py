@@ -214,7 +214,7 @@ def _choose_filters(
     if scope not in ("layer", "global"):
         raise InputError(f"scope: '{scope}' is not one of layer, global")
     _check_round_to(round_to)
-    graph = analyse(network)
+    graph = analyse(network, concrete_shapes(network))
     if not filter_selection.is_convolutional(network, graph):
         kept = dict.fromkeys((layer.name for layer in graph.layers), "the network is not convolutional")
         return _FilterChoice({}, kept, list(kept), {}, "")

@@ -68,7 +68,7 @@ def inspect(model: ir.Model | str | Path, *, time: bool = False) -> Inspection:
     """
     network = simplify(load(model))
     shapes = concrete_shapes(network)
-    graph = analyse(network)
+    graph = analyse(network, shapes)
     vbmf = parse_rank("vbmf")
     ranks = {layer.name: ranks_of(layer, vbmf) for layer in factor_layers(network, shapes)}
     kept = {layer.name: graph.reason(layer) or "" for layer in graph.layers}

@@ -1,5 +1,7 @@
 """The shape of every value once the free dimensions of the inputs are given numbers."""
 
+from weakref import WeakKeyDictionary
+
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
@@ -23,6 +25,9 @@ SHAPING = {
 """Inputs on whose numbers the shape of an operator's output depends."""
 
 
+_KNOWN: WeakKeyDictionary[ir.Model, dict[tuple[int, int], dict[str, tuple[int, ...]]]] = WeakKeyDictionary()
+
+
 def concrete_shapes(
     model: ir.Model, batch: int = FREE_BATCH, size: int = FREE_SIZE
 ) -> dict[str, tuple[int, ...]]:
@@ -30,8 +35,16 @@ def concrete_shapes(
 
     Free dimensions of the inputs become ``batch`` (the first), ``size`` (from the third on) and 1. Where
     shapes are computed in a way that ONNX's inference cannot follow, ONNX Runtime runs on random input.
-    Values whose shape cannot be told even so are missing from the result.
+    Values whose shape cannot be told even so are missing from the result. It is kept for as long as the
+    network is: ask only about networks that do not change any more.
     """
+    known = _KNOWN.setdefault(model, {})
+    if (batch, size) not in known:
+        known[batch, size] = _find_shapes(model, batch, size)
+    return known[batch, size]
+
+
+def _find_shapes(model: ir.Model, batch: int, size: int) -> dict[str, tuple[int, ...]]:
     bound = model.clone()
     for value in bound.graph.inputs:
         if value.shape is not None:

@@ -38,7 +38,7 @@ def factor(model: ir.Model, ranks: dict[str, Ranks]) -> ir.Model:
             weights are not all given the same.
     """
     result = model.clone()
-    layers = factor_layers(result, concrete_shapes(result))
+    layers = factor_layers(result, concrete_shapes(model))
     if unknown := [name for name in ranks if name not in {layer.name for layer in layers}]:
         raise InputError(f"decompose: there is no layer '{unknown[0]}' to factor; see `onnxcompress inspect`")
     names = _Names(result.graph)

@@ -1,6 +1,7 @@
 """Following the channels through a network, node by node."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -12,15 +13,20 @@ from onnxcompress.runtime import FREE_SIZE
 from onnxcompress.shapes import concrete_shapes
 
 
-def analyse(model: ir.Model, importance: Callable[[Layer], np.ndarray] = relative_norms) -> ChannelGraph:
+def analyse(
+    model: ir.Model,
+    shapes: dict[str, tuple[int, ...]],
+    importance: Callable[[Layer], np.ndarray] = relative_norms,
+) -> ChannelGraph:
     """Follow the channels through a network.
 
     Args:
         model: a simplified network. `ChannelGraph.edits` and parameters refer to this very object.
+        shapes: its concrete shapes.
         importance: of a layer's filters, shape (M,). Where channels could be cut in one way or another (whole
             groups of a grouped convolution, or alike in every group), the way in which less is lost is taken.
     """
-    graph = ChannelGraph(concrete_shapes(model), concrete_shapes(model, batch=2, size=FREE_SIZE + 32))
+    graph = ChannelGraph(shapes, cache(lambda: concrete_shapes(model, batch=2, size=FREE_SIZE + 32)))
     for value in model.graph.inputs:
         graph.hand_on(value, None, "the network's input")
     for node in model.graph:

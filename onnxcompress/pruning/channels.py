@@ -99,7 +99,7 @@ class ChannelGraph:
     """
 
     shapes: dict[str, tuple[int, ...]]
-    other_shapes: dict[str, tuple[int, ...]]
+    other_shapes: Callable[[], dict[str, tuple[int, ...]]]
     layers: list[Layer] = field(default_factory=list)
     parameters: list[ParameterAxis] = field(default_factory=list)
     edits: list[Callable[[Keep], None]] = field(default_factory=list)
@@ -134,7 +134,7 @@ class ChannelGraph:
 
         A network that cannot run at other sizes has no open dimensions, whatever it declares.
         """
-        other = self.other_shapes.get(str(value.name))
+        other = self.other_shapes().get(str(value.name))
         return other is None or other[axis] == self.shape(value)[axis]
 
     def atoms(self, value: ir.Value | None) -> Atoms | None:

@@ -7,6 +7,7 @@ from onnxcompress.errors import InputError
 from onnxcompress.model import refresh, weights_of
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Layer
+from onnxcompress.shapes import concrete_shapes
 
 
 def remove_filters(model: ir.Model, filters: dict[str, list[int]]) -> ir.Model:
@@ -27,7 +28,7 @@ def remove_filters(model: ir.Model, filters: dict[str, list[int]]) -> ir.Model:
     def stays(layer: Layer) -> np.ndarray:
         return 1.0 - np.isin(np.arange(len(layer.atoms)), filters.get(layer.name, []))
 
-    graph = analyse(result, stays)
+    graph = analyse(result, concrete_shapes(model), stays)
     removed = _sets(graph, filters)
 
     def keep(atoms: Atoms) -> np.ndarray:
