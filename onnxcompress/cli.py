@@ -211,12 +211,12 @@ def decompose(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
-    """Factor convolutions by Tucker-2.
+    """Factor convolutions, transposed ones too, by Tucker-2.
 
     Each becomes 1×1, core, 1×1. Writes OUTPUT, and the plan beside it as .plan.yaml.
 
-    Layers with up to 4 input channels are factored on their output side only. A layer whose chain would
-    not have fewer MACs is left as it is.
+    Layers with up to 4 input channels are factored on their output side only; layers that share weights
+    share the factors. Depthwise layers and those whose chain would not have fewer MACs stay as they are.
     """
     check_output(output, model)
     with _progress("choosing ranks", quiet) as advance:
