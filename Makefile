@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test bench coverage lint clean
+.PHONY: help setup demo test bench coverage lint clean
 
 help:
 	@echo "make demo      compress the network that ships in models/ and show what came of it"
@@ -20,6 +20,8 @@ $(READY): setup.cfg pyproject.toml
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade pip
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[dev]'
 	@touch $(READY)
+
+setup: $(READY)
 
 demo: $(READY)
 	@$(BIN)/python -m models.demo

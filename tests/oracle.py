@@ -39,12 +39,10 @@ def outputs_with_removed_read_as_zero(
         else:
             results = []
             for low, high in FILLS:
-                filled = [
-                    np.where(mask, random.uniform(low, high, mask.shape), values[name]).astype(
-                        values[name].dtype
-                    )
-                    for name, mask in zip(inputs, masks, strict=True)
-                ]
+                filled = []
+                for mask, name in zip(masks, inputs, strict=True):
+                    noise = random.uniform(low, high, mask.shape).astype(values[name].dtype)
+                    filled.append(np.where(mask, noise, values[name]))
                 results.append(_run(node, filled, inputs, opset))
         for index, name in enumerate(node.output):
             if not name:
@@ -60,7 +58,8 @@ def outputs_with_removed_read_as_zero(
         if node.op_type == "LRN":  # it reads its neighbours and hands on its own channel
             tainted[node.output[0]] = tainted[node.input[0]]
         if node.op_type in SUMS:
-            axes = tuple(np.ravel(values[node.input[1]])) if len(node.input) > 1 else None
+            axes = values[node.input[1]] if len(node.input) > 1 else _attribute(node, "axes").ints
+            axes = tuple(int(axis) for axis in np.ravel(axes)) or None
             tainted[node.output[0]] = masks[0].all(axis=axes).reshape(values[node.output[0]].shape)
         if node.op_type == "MatMul":  # channels along another axis than the one that is summed over pass
             left, right = (tainted[name] for name in node.input)
@@ -76,9 +75,13 @@ def outputs_with_removed_read_as_zero(
     return [values[output.name] for output in proto.graph.output]
 
 
+def _attribute(node: onnx.NodeProto, name: str) -> onnx.AttributeProto:
+    return next((each for each in node.attribute if each.name == name), onnx.AttributeProto())
+
+
 def _reads(node: onnx.NodeProto, values: dict[str, np.ndarray]) -> bool:
     if node.op_type in ("Conv", "ConvTranspose"):
-        group = next((a.i for a in node.attribute if a.name == "group"), 1)
+        group = _attribute(node, "group").i or 1
         return group == 1 or group != values[node.input[0]].shape[1]
     return node.op_type in ("Gemm", "MatMul", "LRN", *SUMS)
 
