@@ -8,23 +8,6 @@ from onnx_ir.passes import common as passes
 from onnxcompress.errors import InputError
 from onnxcompress.runtime import FREE_BATCH, FREE_SIZE, random_feeds, run, session
 
-SHAPING = {
-    "ConstantOfShape": (0,),
-    "Expand": (1,),
-    "OneHot": (1,),
-    "Pad": (1, 3),
-    "Range": (0, 1, 2),
-    "Reshape": (1,),
-    "Resize": (2, 3),
-    "Slice": (1, 2, 3, 4),
-    "Split": (1,),
-    "Tile": (1,),
-    "TopK": (1,),
-    "Upsample": (1,),
-}
-"""Inputs on whose numbers the shape of an operator's output depends."""
-
-
 _KNOWN: WeakKeyDictionary[ir.Model, dict[tuple[int, int], dict[str, tuple[int, ...]]]] = WeakKeyDictionary()
 
 
@@ -54,23 +37,19 @@ def _find_shapes(model: ir.Model, batch: int, size: int) -> dict[str, tuple[int,
                     for axis, dim in enumerate(value.shape)
                 ]
             )
-    _infer(bound)
-    if any(_shape(value) is None for node in bound.graph for value in node.outputs):
-        _compute_sizes(bound)
-        _infer(bound)
+    for node in bound.graph:
+        for value in node.outputs:
+            value.shape = None
+    passes.ShapeInferencePass(check_type=False, strict_mode=False)(bound)
     values = [*bound.graph.inputs, *(value for node in bound.graph for value in node.outputs)]
     shapes = {str(value.name): shape for value in values if (shape := _shape(value)) is not None}
     for name, value in bound.graph.initializers.items():
         if value.const_value is not None:
             shapes[name] = tuple(value.const_value.shape.numpy())
-    return shapes
-
-
-def _infer(model: ir.Model) -> None:
-    for node in model.graph:
-        for value in node.outputs:
-            value.shape = None
-    passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    missing = [
+        value for node in bound.graph for value in node.outputs if value.name and value.name not in shapes
+    ]
+    return shapes | _measured(bound, missing) if missing else shapes
 
 
 def _shape(value: ir.Value) -> tuple[int, ...] | None:
@@ -79,29 +58,17 @@ def _shape(value: ir.Value) -> tuple[int, ...] | None:
     return tuple(value.shape.numpy())
 
 
-def _compute_sizes(model: ir.Model) -> None:
-    """Replace the computed sizes that shape other values by the numbers they have on random input."""
-    computed = {
-        value: None
-        for node in model.graph
-        for index in SHAPING.get(node.op_type, ())
-        if index < len(node.inputs)
-        and (value := node.inputs[index]) is not None
-        and value.producer() is not None
-    }
-    outputs = list(model.graph.outputs)
+def _measured(model: ir.Model, values: list[ir.Value]) -> dict[str, tuple[int, ...]]:
+    """Shapes that values have when ONNX Runtime runs a network on random input; none if it cannot."""
     model.graph.outputs.clear()
-    model.graph.outputs.extend(computed)
+    for value in values:
+        shape = ir.node("Shape", [value])
+        shape.outputs[0].name = f"{value.name}/shape"
+        model.graph.append(shape)
+        model.graph.outputs.append(shape.outputs[0])
     try:
         runnable = session(model)
-        arrays = run(runnable, random_feeds(runnable)) if computed else []
+        found = run(runnable, random_feeds(runnable))
     except InputError:
-        arrays = []
-    model.graph.outputs.clear()
-    model.graph.outputs.extend(outputs)
-    for value, array in zip(computed, arrays, strict=False):
-        name = f"{value.name}.computed"
-        constant = ir.val(name, const_value=ir.tensor(array, name=name))
-        model.graph.initializers[name] = constant
-        for reader, index in list(value.uses()):
-            reader.replace_input_with(index, constant)
+        return {}
+    return {str(v.name): tuple(int(size) for size in shape) for v, shape in zip(values, found, strict=True)}
