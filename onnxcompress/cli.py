@@ -24,6 +24,9 @@ from onnxcompress.preprocessing import Preprocessing, read
 
 DONE, SHORT, BAD_INPUT = 0, 1, 2
 
+LONGEST_MESSAGE = 1000
+"""Characters."""
+
 P = ParamSpec("P")
 Advance = Callable[[int, int], None]
 
@@ -76,7 +79,7 @@ def command(name: str) -> Callable[[Callable[P, int | None]], Callable[P, None]]
             except (Exception, KeyboardInterrupt) as error:
                 if kwargs["debug"]:
                     traceback.print_exc()
-                stderr.print(f"onnxcompress {name}: {_explain(error)}")
+                stderr.print(f"onnxcompress {name}: {_line(_explain(error))}")
                 code = BAD_INPUT
             raise typer.Exit(code)
 
@@ -95,6 +98,12 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or 'file system'}: {error.strerror or error}"
     return f"internal error, {type(error).__name__}: {error}; the same command with --debug shows where"
+
+
+def _line(text: str) -> str:
+    """A message as one line that fits on a screen, whatever the names in it."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} …"
 
 
 @command("import-caffe")

@@ -6,6 +6,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Timer
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -16,9 +17,7 @@ import onnxruntime as ort
 
 from onnxcompress.errors import InputError
 from onnxcompress.shapes import FREE_BATCH, FREE_SIZE
-
-EMBEDDED_LIMIT = 2**31 - 2**20
-"""Bytes of weights from which a network cannot be handed over as one protobuf message."""
+from onnxcompress.weights import fit_one_message, lie_in_files
 
 DTYPES: dict[str, np.dtype] = {
     f"tensor({name})": np.dtype(dtype)
@@ -46,7 +45,7 @@ class Runnable(Protocol):
     def get_inputs(self) -> Sequence[Any]:
         """The inputs: ``name``, ``type`` as in `DTYPES`, and ``shape``."""
 
-    def run(self, outputs: None, feeds: Mapping[str, np.ndarray], /) -> list[np.ndarray]:
+    def run(self, names: None, feeds: Mapping[str, np.ndarray], options: Any = None) -> list[np.ndarray]:
         """All outputs."""
 
 
@@ -92,7 +91,7 @@ def session(
         if not Path(model).is_file():
             raise InputError(f"{model}: no such file")
         return start(str(model))
-    if not _must_be_split(model):
+    if fit_one_message(model) and not lie_in_files(model):
         return start(ir.to_proto(model).SerializeToString())
     with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
         path = Path(folder) / "network.onnx"
@@ -120,9 +119,9 @@ class Reference:
             for name, type_ in types
         ]
 
-    def run(self, outputs: None, feeds: Mapping[str, np.ndarray], /) -> list[np.ndarray]:
+    def run(self, names: None, feeds: Mapping[str, np.ndarray], options: Any = None) -> list[np.ndarray]:
         """See `Runnable`."""
-        return list(self.evaluator.run(outputs, dict(feeds)))
+        return list(self.evaluator.run(names, dict(feeds)))
 
 
 def runner(model: ir.Model | str | Path) -> Runnable:
@@ -150,6 +149,24 @@ def run(runnable: Runnable, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]
         return runnable.run(None, feeds)
     except Exception as error:  # as in session
         raise InputError(f"ONNX Runtime cannot run the network: {_one_line(error)}") from None
+
+
+def check_runs(runnable: Runnable, feeds: Mapping[str, np.ndarray], seconds: float) -> None:
+    """See that a network can run; one that still does after so many seconds is taken for one that can.
+
+    Raises:
+        InputError: with what ONNX Runtime says, when it cannot.
+    """
+    options = ort.RunOptions()
+    timer = Timer(seconds, setattr, (options, "terminate", True))
+    timer.start()
+    try:
+        runnable.run(None, feeds, options)
+    except Exception as error:  # as in session
+        if not options.terminate:
+            raise InputError(f"ONNX Runtime cannot run the network: {_one_line(error)}") from None
+    finally:
+        timer.cancel()
 
 
 def random_feeds(
@@ -183,28 +200,9 @@ def random_feeds(
     return feeds
 
 
-def weight_bytes(model: ir.Model) -> int:
-    """Of all weights, wherever they lie."""
-    return sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
-
-
 def _cores() -> int:
     # Only Linux tells which cores this process was given.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _must_be_split(model: ir.Model) -> bool:
-    external = any(
-        isinstance(value.const_value, ir.ExternalTensor)
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-    )
-    return external or weight_bytes(model) > EMBEDDED_LIMIT
 
 
 def _name(model: ir.Model | str | Path) -> str:
