@@ -16,7 +16,10 @@ from onnx_ir.passes import common as passes
 from onnxcompress import checks
 from onnxcompress.errors import InputError
 from onnxcompress.runtime import check_runs, random_feeds, runner
-from onnxcompress.weights import fit_one_message, hide_large, show_again, take_in, weights_of
+from onnxcompress.weights import fit_one_message, hide_large, show_again, take_in, weight_files, weights_of
+
+FILES = "onnxcompress.files"
+"""Key under which `load` notes the files that it read."""
 
 INITIALIZERS_OWN = 4
 """Version of the IR from which initializers need not be inputs as well."""
@@ -64,12 +67,18 @@ def _read(path: Path) -> ir.Model:
         passes.RemoveUnusedOpsetsPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.NameFixPass()(model)
+    model.meta[FILES] = (path, *map(Path, weight_files(model)))
     take_in(model)
     checks.check_operators(model)
     checks.check_weights(model)
     checks.check_layers(model)
     checks.check_sizes(model)
     return model
+
+
+def files_of(model: ir.Model) -> tuple[Path, ...]:
+    """The files that `load` read: the network's own first, then those of its weights."""
+    return model.meta.get(FILES, ())
 
 
 def simplify(model: ir.Model) -> ir.Model:
@@ -152,20 +161,15 @@ def save(model: ir.Model, path: str | Path, *, original: ir.Model | None = None)
         validate(draft, original)
 
 
-def copy(source: str | Path, model: ir.Model, path: str | Path) -> None:
-    """Write a network that nothing was done to: the bytes of its file, checked like those of a new one.
-
-    Args:
-        source: the file.
-        model: what `load` made of it; written instead where weights lie in other files.
-        path: of the copy.
+def copy(model: ir.Model, path: str | Path) -> None:
+    """Write a network as it was read: the bytes of its file, but where weights lie in other files.
 
     Raises:
         InputError: as `save`.
     """
+    source, *others = files_of(model)
     with _draft(Path(path)) as draft:
-        proto = onnx.load(source, "protobuf", load_external_data=False)
-        if any(checks.in_another_file(tensor) for tensor in checks.tensors(proto)):
+        if others:
             _write(model, draft)
         else:
             shutil.copyfile(source, draft)

@@ -17,7 +17,7 @@ import onnxruntime as ort
 
 from onnxcompress.errors import InputError
 from onnxcompress.shapes import FREE_BATCH, FREE_SIZE
-from onnxcompress.weights import fit_one_message, lie_in_files
+from onnxcompress.weights import fit_one_message, weight_files
 
 DTYPES: dict[str, np.dtype] = {
     f"tensor({name})": np.dtype(dtype)
@@ -91,7 +91,7 @@ def session(
         if not Path(model).is_file():
             raise InputError(f"{model}: no such file")
         return start(str(model))
-    if fit_one_message(model) and not lie_in_files(model):
+    if fit_one_message(model) and not weight_files(model):
         return start(ir.to_proto(model).SerializeToString())
     with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
         path = Path(folder) / "network.onnx"

@@ -27,13 +27,10 @@ def fit_one_message(model: ir.Model) -> bool:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None) < EMBEDDED_LIMIT
 
 
-def lie_in_files(model: ir.Model) -> bool:
-    """Whether some of the weights are read from files when needed."""
-    return any(
-        isinstance(value.const_value, ir.ExternalTensor)
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-    )
+def weight_files(model: ir.Model) -> list[str]:
+    """The files that weights are read from when needed."""
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sorted({str(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
 
 
 def take_in(model: ir.Model) -> None:
