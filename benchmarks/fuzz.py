@@ -30,7 +30,7 @@ from onnxcompress.caffe.schema import NetParameter
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "fuzz"
-SECONDS = 20
+SECONDS = 90
 """That one case may take on a busy machine."""
 BYTES = 6 * 2**30
 """Of address space that the process may take; most of it is taken by libraries and threads."""
@@ -296,6 +296,26 @@ layer { name: "fc" type: "InnerProduct" bottom: "shape" top: "fc" inner_product_
 layer { name: "prob" type: "Softmax" bottom: "fc" top: "prob" }
 """
 
+OPERATORS = (
+    *("Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Mul", "Concat", "Split", "Reshape", "Transpose"),
+    *("Flatten", "Squeeze", "Unsqueeze", "Pad", "Resize", "Softmax", "LRN", "ReduceMean", "GlobalMaxPool"),
+    *("AveragePool", "BatchNormalization", "InstanceNormalization", "LayerNormalization", "PRelu", "Clip"),
+    *("Dropout", "Identity", "Shape", "Gather", "Slice", "Expand", "Tile", "Where", "Cast", "Einsum"),
+    *("ConstantOfShape", "DepthToSpace", "SpaceToDepth", "TopK", "NonZero", "GroupNormalization", "Loop"),
+    *("ArgMax", "Erf", "Max", "Pow", "CumSum", "ScatterElements", "LSTM", "MaxUnpool", "OneHot", "Range"),
+)
+
+ATTRIBUTES = (
+    *(("group", 2), ("group", 8), ("axis", 0), ("axis", -1), ("axis", 3), ("axis", 99), ("keepdims", 0)),
+    *(("transA", 1), ("transB", 1), ("alpha", 2.0), ("beta", 0.0), ("perm", [1, 0]), ("perm", [0, 1, 3, 2])),
+    *(("kernel_shape", [1, 1]), ("kernel_shape", [3]), ("strides", [3, 3]), ("strides", [0, 0])),
+    *(("pads", [9, 9, 9, 9]), ("pads", [-1, 0, 0, 0]), ("dilations", [4, 4]), ("auto_pad", "VALID")),
+    *(("auto_pad", "SAME_LOWER"), ("axes", [1]), ("axes", [2, 3]), ("split", [1, 9]), ("num_outputs", 2)),
+    *(("blocksize", 2), ("mode", "linear"), ("mode", "cubic"), ("num_groups", 2), ("to", 10), ("to", 7)),
+    *(("output_shape", [2**16, 2**16]), ("output_padding", [1, 1]), ("ceil_mode", 1), ("allowzero", 1)),
+    *(("equation", "nchw,nc->nhw"), ("training_mode", 1), ("count_include_pad", 1), ("epsilon", 0.0)),
+)
+
 BLOBS = {
     "conv": [(8, 3, 3, 3), (8,)],
     "bn": [(8,), (8,), (1,)],
@@ -314,7 +334,7 @@ kept: {y: the network's output}
 
 
 def network(text: str, seed: int = 0) -> onnx.ModelProto:
-    """A network in ONNX's text form: inputs called w0, w1, … become weights, nodes bear their output's name."""
+    """A network in ONNX's text form: inputs called w0, w1, … become weights, nodes bear their output's."""
     model = onnx.parser.parse_model(text)
     values = np.random.default_rng(seed)
     for value in list(model.graph.input):
@@ -345,7 +365,7 @@ COMMANDS = (
 def case(number: int) -> Case:
     """The command line of one case and the files that it reads: one of them damaged."""
     source = random.Random(number)
-    kind = source.choices(("message", "bytes", "nested", "caffe", "plan"), (60, 10, 2, 18, 10))[0]
+    kind = source.choices(("layers", "message", "bytes", "nested", "caffe", "plan"), (45, 25, 5, 2, 15, 8))[0]
     if kind == "caffe":
         return _caffe(source)
     model = network(source.choice((BRANCHES, SHAPES, CONTROL, OLD)) if kind != "plan" else BRANCHES)
@@ -354,6 +374,8 @@ def case(number: int) -> Case:
         _move_weights_out(model, files)
     if kind == "message":
         damage_message(model, source)
+    if kind == "layers":
+        _damage_layers(model, source)
     nested = kind == "nested"
     files["model.onnx"] = _nested(model, source.choice((3, 20, 500))) if nested else model.SerializeToString()
     if kind == "bytes":
@@ -364,6 +386,49 @@ def case(number: int) -> Case:
         files["plan.yaml"] = _damaged_plan(source)
         command = ["apply", "plan.yaml"]
     return [command[0], "model.onnx", *command[1:]], files
+
+
+def _damage_layers(model: onnx.ModelProto, source: random.Random) -> None:
+    """Another network, that may well make sense: other operators, attributes, connections, weights."""
+    nodes = model.graph.node
+    for _ in range(source.choice((1, 1, 2, 3))):
+        index = source.randrange(len(nodes))
+        node = nodes[index]
+        values = [value.name for value in (*model.graph.input, *model.graph.initializer)]
+        values += [name for earlier in nodes[:index] for name in earlier.output]
+        numbers = [each for each in node.attribute if each.type in (each.INT, each.INTS, each.FLOAT)]
+        match source.randrange(7):
+            case 0 if node.input:
+                node.input[source.randrange(len(node.input))] = source.choice(values)
+            case 1:
+                node.op_type = source.choice(OPERATORS)
+            case 2 if numbers:
+                attribute = source.choice(numbers)
+                attribute.i = source.choice((*NUMBERS, 1, 2, 4, 8))
+                for axis in range(len(attribute.ints)):
+                    attribute.ints[axis] = source.choice((attribute.ints[axis], 0, 1, 2, -1, 100, 2**31))
+                attribute.f = source.choice(FLOATS)
+            case 3 if node.attribute:
+                del node.attribute[source.randrange(len(node.attribute))]
+            case 4:
+                name, value = source.choice(ATTRIBUTES)
+                if all(each.name != name for each in node.attribute):
+                    node.attribute.append(helper.make_attribute(name, value))
+            case 5:
+                tensor = source.choice(model.graph.initializer)
+                shape = [source.choice((size, size, 1, 2, 0, size * 2)) for size in tensor.dims]
+                dtype = source.choice((np.float32, np.float32, np.float16, np.float64, np.int64, np.bool_))
+                array = np.random.default_rng(0).uniform(-2, 2, shape).astype(dtype)
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+            case 6:
+                value = source.choice((*model.graph.input, *model.graph.output))
+                value.type.tensor_type.elem_type = source.choice((1, 1, 1, 7, 10, 11))
+                for dim in value.type.tensor_type.shape.dim:
+                    match source.randrange(5):
+                        case 0:
+                            dim.dim_param = source.choice(("N", "H", ""))
+                        case 1:
+                            dim.dim_value = source.choice((0, 1, 2, 3, 9, -1, 1000, 2**31))
 
 
 def _caffe(source: random.Random) -> Case:
@@ -413,7 +478,7 @@ def _move_weights_out(model: onnx.ModelProto, files: dict[str, bytes]) -> None:
 
 
 def _nested(model: onnx.ModelProto, depth: int) -> bytes:
-    """The file of a network with a node in so many Ifs, written by hand: protobuf itself refuses deep ones."""
+    """The file of a network with a node in so many Ifs, by hand: protobuf itself refuses deep ones."""
     branch = helper.make_node("Relu", [model.graph.node[0].input[0]], ["inner"]).SerializeToString()
     result = helper.make_tensor_value_info("inner", 1, None).SerializeToString()
     for _ in range(depth):
@@ -548,7 +613,7 @@ def run(
 
 
 def _child(pipe: Connection, folder: str) -> None:
-    from onnxcompress import cli, compression, inspection, model  # noqa: F401  # loaded before memory is limited
+    from onnxcompress import cli, compression, inspection, model  # noqa: F401  # before memory is limited
 
     os.chdir(folder)
     resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
@@ -569,15 +634,16 @@ def _child(pipe: Connection, folder: str) -> None:
 
 def _run(arguments: list[str]) -> tuple[int, str, str]:
     """Exit code, standard output and error, of native code too."""
-    from onnxcompress.cli import app
+    from onnxcompress.__main__ import main
 
+    sys.argv = ["onnxcompress", *arguments]
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         sys.stdout.flush()
         saved = os.dup(1), os.dup(2)
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
         try:
-            app(arguments)
+            main()
             code = 0
         except SystemExit as exit_:
             code = int(exit_.code or 0)

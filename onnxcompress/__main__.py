@@ -1,12 +1,20 @@
 """Entry point of the command ``onnxcompress`` and of ``python -m onnxcompress``."""
 
+import logging
 import signal
 import sys
+import warnings
 
 
 def main() -> None:
-    """Run the command line. Interrupts end in one line from the start, while its modules still load."""
+    """Run the command line. Interrupts end in one line from the start, while its modules still load.
+
+    What libraries would tell programmers is not shown.
+    """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     try:
         from onnxcompress.cli import app
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
+import onnx_ir as ir
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -18,11 +19,16 @@ from rich.table import Table
 import onnxcompress as verbs
 from onnxcompress import report
 from onnxcompress.errors import InputError
-from onnxcompress.model import check_output, copy, load, save, write_text
-from onnxcompress.plan import to_yaml
+from onnxcompress.model import check_output, copy, files_of, load, save, write_text
+from onnxcompress.plan import read_plan, to_yaml
 from onnxcompress.preprocessing import Preprocessing, read
+from onnxcompress.runtime import runner
+from onnxcompress.weights import fit_one_message
 
 DONE, SHORT, BAD_INPUT = 0, 1, 2
+
+LONGEST_MESSAGE = 1000
+"""Characters."""
 
 P = ParamSpec("P")
 Advance = Callable[[int, int], None]
@@ -76,7 +82,7 @@ def command(name: str) -> Callable[[Callable[P, int | None]], Callable[P, None]]
             except (Exception, KeyboardInterrupt) as error:
                 if kwargs["debug"]:
                     traceback.print_exc()
-                stderr.print(f"onnxcompress {name}: {_explain(error)}")
+                stderr.print(f"onnxcompress {name}: {_line(_explain(error))}")
                 code = BAD_INPUT
             raise typer.Exit(code)
 
@@ -95,6 +101,12 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, OSError):
         return f"{error.filename or 'file system'}: {error.strerror or error}"
     return f"internal error, {type(error).__name__}: {error}; the same command with --debug shows where"
+
+
+def _line(text: str) -> str:
+    """A message as one line that fits on a screen, whatever the names in it."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} …"
 
 
 @command("import-caffe")
@@ -190,11 +202,11 @@ def prune(
 
     Everything tied to them goes with them. Writes OUTPUT, and the plan beside it as .plan.yaml.
     """
-    check_output(output, model)
+    network = _read(model, output)
     result = verbs.prune(
-        model, ratio=ratio, criterion=criterion, scope=scope, round_to=round_to, skip=skip, seed=seed
+        network, ratio=ratio, criterion=criterion, scope=scope, round_to=round_to, skip=skip, seed=seed
     )
-    return _finish(result, model, output, layers, as_json, quiet)
+    return _finish(result, output, layers, as_json, quiet)
 
 
 @command("decompose")
@@ -218,10 +230,10 @@ def decompose(
     Layers with up to 4 input channels are factored on their output side only; layers that share weights
     share the factors. Depthwise layers and those whose chain would not have fewer MACs stay as they are.
     """
-    check_output(output, model)
+    network = _read(model, output)
     with _progress("choosing ranks", quiet) as advance:
         result = verbs.decompose(
-            model,
+            network,
             rank=rank,
             round_to=round_to,
             skip=skip,
@@ -229,7 +241,7 @@ def decompose(
             include_gemm=include_gemm,
             progress=advance,
         )
-    return _finish(result, model, output, layers, as_json, quiet)
+    return _finish(result, output, layers, as_json, quiet)
 
 
 @command("compress")
@@ -255,10 +267,10 @@ def compress(
     The order of Goyal et al. (2019). LRN is written as banded convolutions, which is exact and faster.
     Writes OUTPUT, and the plan beside it as .plan.yaml.
     """
-    check_output(output, model)
+    network = _read(model, output)
     with _progress("choosing ranks", quiet) as advance:
         result = verbs.compress(
-            model,
+            network,
             ratio=ratio,
             criterion=criterion,
             scope=scope,
@@ -270,7 +282,7 @@ def compress(
             seed=seed,
             progress=advance,
         )
-    return _finish(result, model, output, layers, as_json, quiet)
+    return _finish(result, output, layers, as_json, quiet)
 
 
 @command("apply")
@@ -284,8 +296,10 @@ def apply(
     debug: Debug = False,
 ) -> int:
     """Do what a plan says, no more and no less."""
-    check_output(output, model, plan)
-    return _finish(verbs.apply(model, plan), model, output, layers, as_json, quiet, write_plan=False)
+    check_output(output, plan)
+    steps = read_plan(plan)
+    network = _read(model, output)
+    return _finish(verbs.apply(network, steps), output, layers, as_json, quiet, write_plan=False)
 
 
 @command("evaluate")
@@ -370,23 +384,44 @@ def bench(
     _show({"networks": report.records(found)}, [report.latency_table(found)], as_json, quiet)
 
 
+def _read(source: Path, output: Path) -> ir.Model:
+    """The network, once it is known that it can be run and that the outputs can be written."""
+    check_output(output, source)
+    network = load(source)
+    for path in (output, output.with_name(f"{output.name}.data"), _plan_of(output)):
+        check_output(path, *files_of(network))
+    runner(source)
+    return network
+
+
+def _plan_of(output: Path) -> Path:
+    return output.with_suffix(".plan.yaml")
+
+
 def _finish(
     result: "verbs.Compressed",
-    source: Path,
     output: Path,
     layers: bool,
     as_json: bool,
     quiet: bool,
     write_plan: bool = True,
 ) -> int:
+    original = result.stages[0].model
     if len(result.stages) == 1:
-        copy(source, result.model, output)
+        copy(original, output)
     else:
-        save(result.model, output, original=result.stages[0].model)
-    plan = output.with_suffix(".plan.yaml")
+        save(result.model, output, original=original)
+    plan = _plan_of(output)
     if write_plan:
         write_text(plan, to_yaml(result.plan))
-    sizes = {"before": source.stat().st_size, "after": output.stat().st_size}
+    written = [
+        output,
+        *([output.with_name(f"{output.name}.data")] if not fit_one_message(result.model) else []),
+    ]
+    sizes = {
+        stage: sum(file.stat().st_size for file in files)
+        for stage, files in (("before", files_of(original)), ("after", written))
+    }
     lines: list[Table | str] = [report.stages_table(result)]
     if layers:
         lines.append(report.layers_table(result))
@@ -396,8 +431,8 @@ def _finish(
     if result.shortfall:
         lines.append(f"short of what was asked: {result.shortfall}")
     saved = report.change(sizes["before"], sizes["after"])
-    written = f"{output}: {sizes['after'] / 1e6:.2f} MB, was {sizes['before'] / 1e6:.2f} MB"
-    lines.append(written + (f" ({saved})" if saved else "") + (f"; plan in {plan}" if write_plan else ""))
+    line = f"{output}: {sizes['after'] / 1e6:.2f} MB, was {sizes['before'] / 1e6:.2f} MB"
+    lines.append(line + (f" ({saved})" if saved else "") + (f"; plan in {plan}" if write_plan else ""))
     content = report.compressed_json(result) | {
         "output": str(output),
         "plan": str(plan) if write_plan else None,

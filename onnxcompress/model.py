@@ -11,40 +11,21 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import Message
 from onnx_ir.passes import common as passes
 
+from onnxcompress import checks
 from onnxcompress.errors import InputError
-from onnxcompress.runtime import (
-    EMBEDDED_LIMIT,
-    NoKernelError,
-    random_feeds,
-    run,
-    runner,
-    session,
-    weight_bytes,
-)
+from onnxcompress.runtime import NoKernelError, check_runs, random_feeds, runner, session
+from onnxcompress.weights import fit_one_message, hide_large, show_again, take_in, weight_files, weights_of
 
-QUANTIZED = frozenset(
-    {
-        "ConvInteger",
-        "DequantizeLinear",
-        "DynamicQuantizeLinear",
-        "MatMulInteger",
-        "QLinearConv",
-        "QLinearMatMul",
-        "QuantizeLinear",
-    }
-)
-
-KNOWN_DOMAINS = ("ai.onnx", "com.microsoft", "com.ms.internal")
-"""What the domains of the operators that ONNX Runtime has start with, where they are not empty."""
+FILES = "onnxcompress.files"
+"""Key under which `load` notes the files that it read."""
 
 INITIALIZERS_OWN = 4
 """Version of the IR from which initializers need not be inputs as well."""
 
-LARGE = 2**20
-"""Bytes above which the weights of a network too large for one protobuf message stay in their file."""
+VALIDATION_SECONDS = 60
+"""After which a network that still runs is taken for one that can."""
 
 
 def load(source: str | Path | ir.Model) -> ir.Model:
@@ -57,8 +38,8 @@ def load(source: str | Path | ir.Model) -> ir.Model:
 
     Raises:
         InputError: when the file is missing, empty, truncated, not ONNX, breaks ONNX's rules, lacks its
-            external data, holds NaN or infinite weights, is quantized already, or has operators of a
-            domain that ONNX Runtime does not know.
+            external data, holds NaN or infinite weights or layers that do not fit together, is quantized
+            already, has operators of a domain that ONNX Runtime does not know, or values beyond all memory.
     """
     if isinstance(source, ir.Model):
         return source
@@ -77,18 +58,27 @@ def load(source: str | Path | ir.Model) -> ir.Model:
 
 def _read(path: Path) -> ir.Model:
     proto = onnx.load(path, format="protobuf", load_external_data=False)
-    _check_files(proto, path.parent)
+    checks.check_files(proto, path.parent)
     onnx.checker.check_model(str(path))
     model = ir.from_proto(proto)
     ir.external_data.set_base_dir(model.graph, path.absolute().parent)
+    checks.check_functions(model)
     if passes.InlinePass(lambda function: _same_opsets(function, model))(model).modified:
         passes.RemoveUnusedOpsetsPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.NameFixPass()(model)
-    _embed(model)
-    _check_operators(model)
-    _check_weights(model)
+    model.meta[FILES] = (path, *map(Path, weight_files(model)))
+    take_in(model)
+    checks.check_operators(model)
+    checks.check_weights(model)
+    checks.check_layers(model)
+    checks.check_sizes(model)
     return model
+
+
+def files_of(model: ir.Model) -> tuple[Path, ...]:
+    """The files that `load` read: the network's own first, then those of its weights."""
+    return model.meta.get(FILES, ())
 
 
 def simplify(model: ir.Model) -> ir.Model:
@@ -104,13 +94,13 @@ def simplify(model: ir.Model) -> ir.Model:
         A new network; the given one is not touched.
     """
     lean = model.clone()
-    _embed(lean)
-    hidden = _hide_large_weights(lean) if weight_bytes(lean) >= EMBEDDED_LIMIT else {}
+    take_in(lean)
+    hidden = {} if fit_one_message(lean) else hide_large(lean)
     proto = ir.to_proto(lean)
     with _silence():
         for attempt in (_folded, _tidied, ir.from_proto):
             simplified = attempt(proto)
-            _show_again(simplified, hidden)
+            show_again(simplified, hidden)
             passes.NameFixPass()(simplified)
             if _is_accepted(simplified):
                 break
@@ -146,32 +136,13 @@ def _is_accepted(model: ir.Model) -> bool:
     return True
 
 
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep what onnxsim prints, which it does past Python, off both outputs."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    kept = os.dup(1), os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        for number, descriptor in enumerate(kept, start=1):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
-        os.close(nowhere)
-
-
 def refresh(model: ir.Model) -> ir.Model:
     """Drop initializers that nobody reads and infer the shapes again, in place, after a rewrite."""
     passes.RemoveUnusedNodesPass()(model)
     declared = [value.shape for value in model.graph.outputs]
     for node in model.graph:
         for value in node.outputs:
-            if not value.is_graph_output():
-                value.shape = None
+            value.shape = None
     passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
     for value, shape in zip(model.graph.outputs, declared, strict=True):
         value.shape = shape
@@ -213,20 +184,15 @@ def save(model: ir.Model, path: str | Path, *, original: ir.Model | None = None)
         validate(draft, original)
 
 
-def copy(source: str | Path, model: ir.Model, path: str | Path) -> None:
-    """Write a network that nothing was done to: the bytes of its file, checked like those of a new one.
-
-    Args:
-        source: the file.
-        model: what `load` made of it; written instead where weights lie in other files.
-        path: of the copy.
+def copy(model: ir.Model, path: str | Path) -> None:
+    """Write a network as it was read: the bytes of its file, but where weights lie in other files.
 
     Raises:
         InputError: as `save`.
     """
+    source, *others = files_of(model)
     with _draft(Path(path)) as draft:
-        proto = onnx.load(source, "protobuf", load_external_data=False)
-        if any(_in_another_file(tensor) for tensor in _tensors(proto)):
+        if others:
             _write(model, draft)
         else:
             shutil.copyfile(source, draft)
@@ -253,8 +219,8 @@ def _write(model: ir.Model, path: Path) -> None:
         model = model.clone()
         passes.LiftSubgraphInitializersToMainGraphPass()(model)
         passes.AddInitializersToInputsPass()(model)
-    large = weight_bytes(model) >= EMBEDDED_LIMIT
-    ir.save(model, path, format="protobuf", external_data=f"{path.name}.data" if large else None)
+    data = None if fit_one_message(model) else f"{path.name}.data"
+    ir.save(model, path, format="protobuf", external_data=data)
 
 
 def validate(path: Path, original: ir.Model | None = None) -> None:
@@ -283,7 +249,7 @@ def validate(path: Path, original: ir.Model | None = None) -> None:
     except InputError as error:
         raise InputError(str(error).replace(str(path), path.name)) from None
     try:
-        run(runnable, feeds)
+        check_runs(runnable, feeds, VALIDATION_SECONDS)
     except InputError as error:
         if original is None or _runs(original, feeds):
             raise InputError(f"{path.name}: {error}") from None
@@ -299,7 +265,7 @@ def _broken_rule(path: Path) -> str:
 
 def _runs(model: ir.Model, feeds: dict[str, np.ndarray]) -> bool:
     try:
-        run(runner(model), feeds)
+        check_runs(runner(model), feeds, VALIDATION_SECONDS)
     except InputError:
         return False
     return True
@@ -316,13 +282,6 @@ def write_text(path: str | Path, text: str) -> None:
         draft.unlink(missing_ok=True)
 
 
-def weights_of(value: ir.Value | None) -> np.ndarray | None:
-    """The array of an initializer, or None when the value is computed, an input or absent."""
-    if value is None or value.const_value is None or not value.is_initializer():
-        return None
-    return value.const_value.numpy()
-
-
 def _unshare_vectors(model: ir.Model) -> None:
     """Give each reader its own copy of a bias or scale that merely has the same values as another's."""
     for value in list(model.graph.initializers.values()):
@@ -336,37 +295,6 @@ def _unshare_vectors(model: ir.Model) -> None:
             node.replace_input_with(index, own)
 
 
-def _check_files(proto: onnx.ModelProto, folder: Path) -> None:
-    """See that the files in which weights lie are there, in the network's folder or below."""
-    for tensor in _tensors(proto):
-        if _in_another_file(tensor):
-            location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-            if not location or Path(location).is_absolute() or ".." in Path(location).parts:
-                raise InputError(
-                    f"the weights '{tensor.name}' point out of the network's folder: '{location}'"
-                )
-            if not (folder / location).is_file():
-                raise InputError(
-                    f"the weights '{tensor.name}' lie in {folder / location}, which is missing: "
-                    "keep it beside the network"
-                )
-
-
-def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
-    """All tensors of a protobuf message, wherever they are."""
-    for field, value in message.ListFields():
-        if field.message_type is not None:
-            for part in value if field.is_repeated else [value]:
-                if isinstance(part, onnx.TensorProto):
-                    yield part
-                else:
-                    yield from _tensors(part)
-
-
-def _in_another_file(tensor: onnx.TensorProto) -> bool:
-    return tensor.data_location == onnx.TensorProto.EXTERNAL
-
-
 def _same_opsets(function: ir.Function, model: ir.Model) -> bool:
     return all(
         model.opset_imports.get(domain, version) == version
@@ -374,43 +302,23 @@ def _same_opsets(function: ir.Function, model: ir.Model) -> bool:
     )
 
 
-def _embed(model: ir.Model) -> None:
-    """Take weights in from other files, but for the large ones of a network too large for one message."""
-    whole = weight_bytes(model) < EMBEDDED_LIMIT
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if isinstance(tensor, ir.ExternalTensor):
-                end = (tensor.offset or 0) + tensor.nbytes
-                if tensor.length not in (None, tensor.nbytes) or end > os.path.getsize(tensor.path):
-                    raise InputError(
-                        f"the weights '{value.name}' do not fit what {tensor.path} holds for them: "
-                        "fetch both files again"
-                    )
-                if whole or tensor.nbytes <= LARGE or graph is not model.graph:
-                    (value.const_value,) = ir.external_data.convert_tensors_from_external([tensor])
-
-
-def _hide_large_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """Turn large weights into inputs, in place. `_show_again` is the way back."""
-    hidden = {
-        name: value.const_value
-        for name, value in model.graph.initializers.items()
-        if value.const_value is not None and value.const_value.nbytes > LARGE
-    }
-    for name in hidden:
-        value = model.graph.initializers.pop(name)
-        value.const_value = None
-        if not value.is_graph_input():
-            model.graph.inputs.append(value)
-    return hidden
-
-
-def _show_again(model: ir.Model, hidden: dict[str, ir.TensorProtocol]) -> None:
-    for value in [value for value in model.graph.inputs if value.name in hidden]:
-        model.graph.inputs.remove(value)
-        value.const_value = hidden[str(value.name)]
-        model.graph.register_initializer(value)
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Let nothing through that native code prints."""
+    streams = {1: sys.stdout, 2: sys.stderr}
+    for stream in streams.values():
+        stream.flush()
+    copies = {descriptor: os.dup(descriptor) for descriptor in streams}
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            for descriptor in streams:
+                os.dup2(nowhere.fileno(), descriptor)
+        yield
+    finally:
+        for descriptor, copy_ in copies.items():
+            streams[descriptor].flush()
+            os.dup2(copy_, descriptor)
+            os.close(copy_)
 
 
 def _keep_metadata(model: ir.Model, original: ir.Model) -> None:
@@ -426,30 +334,6 @@ def _keep_metadata(model: ir.Model, original: ir.Model) -> None:
     for node in model.graph:
         if node.name in nodes:
             node.metadata_props.update(nodes[node.name].metadata_props)
-
-
-def _check_operators(model: ir.Model) -> None:
-    for node in model.graph.all_nodes():
-        known = not node.domain or node.domain.startswith(KNOWN_DOMAINS)
-        if not known and node.op_identifier() not in model.functions:
-            raise InputError(
-                f"ONNX Runtime does not know the operator {node.domain}.{node.op_type} (node '{node.name}'): "
-                "export the network with ONNX's own operators"
-            )
-        if node.op_type in QUANTIZED:
-            raise InputError(
-                f"quantized already (node '{node.name}', {node.op_type}): compress first, then quantize"
-            )
-
-
-def _check_weights(model: ir.Model) -> None:
-    for graph in model.graphs():
-        for value in graph.initializers.values():
-            array = weights_of(value)
-            if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise InputError(
-                    f"the weights '{value.name}' hold NaN or infinite values; export the network again"
-                )
 
 
 def _one_line(error: BaseException) -> str:

@@ -12,6 +12,9 @@ from onnxcompress.errors import InputError
 
 FORMAT = 1
 
+LARGEST = 2**31
+"""Number that no filter and no rank reaches."""
+
 
 class Ranks(NamedTuple):
     """Ranks of one layer's factors; a rank equal to the layer's own width leaves that side as it is.
@@ -78,8 +81,8 @@ def from_yaml(text: str, source: str = "plan") -> Plan:
         InputError: when the text is not such a plan.
     """
     try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        content = yaml.load(text, _Loader)
+    except Exception as error:  # the constructors of its types raise errors of many kinds
         raise InputError(f"{source}: not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{source}: not a plan of this version: its first entry must be 'format: {FORMAT}'")
@@ -98,7 +101,9 @@ def from_yaml(text: str, source: str = "plan") -> Plan:
         layer: _ranks(ranks, f"{source}: decompose: {layer}")
         for layer, ranks in _section(content, "decompose", source).items()
     }
-    kept = {layer: str(reason) for layer, reason in _section(content, "kept", source).items()}
+    kept = _section(content, "kept", source)
+    if not all(isinstance(reason, str) for reason in kept.values()):
+        raise InputError(f"{source}: 'kept' must map layer names to texts")
     return Plan(prune, rewrite, decompose, kept)
 
 
@@ -124,7 +129,7 @@ def _section(content: dict[str, Any], key: str, source: str) -> dict[str, Any]:
 
 
 def _filters(value: Any, where: str) -> list[int]:
-    if not isinstance(value, list) or not all(type(index) is int and index >= 0 for index in value):
+    if not isinstance(value, list) or not all(type(index) is int and 0 <= index < LARGEST for index in value):
         raise InputError(f"{where}: expected a list of filter numbers counted from 0, as in [0, 5, 7]")
     if len(set(value)) < len(value):
         raise InputError(f"{where}: a filter is listed twice")
@@ -135,10 +140,17 @@ def _ranks(value: Any, where: str) -> Ranks:
     if (
         not isinstance(value, dict)
         or set(value) != {"out", "in"}
-        or not all(type(rank) is int and rank >= 1 for rank in value.values())
+        or not all(type(rank) is int and 1 <= rank < LARGEST for rank in value.values())
     ):
         raise InputError(f"{where}: expected two ranks of at least 1, as in {{out: 41, in: 32}}")
     return Ranks(value["out"], value["in"])
+
+
+class _Loader(yaml.SafeLoader):
+    """Without merge keys: a few lines of them would fill all memory."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave the merge key in its place, where it is refused."""
 
 
 class _Dumper(yaml.SafeDumper):

@@ -5,7 +5,9 @@ import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from threading import Timer
 from types import SimpleNamespace
 from typing import Any, Protocol
 
@@ -15,13 +17,11 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxcompress.errors import InputError
+from onnxcompress.weights import fit_one_message, weight_files
 
 FREE_BATCH = 1
 FREE_SIZE = 224
 """Height and width (and length, depth) that stand in for dimensions which a file leaves open."""
-
-EMBEDDED_LIMIT = 2**31 - 2**20
-"""Bytes of weights from which a network cannot be handed over as one protobuf message."""
 
 DTYPES: dict[str, np.dtype] = {
     f"tensor({name})": np.dtype(dtype)
@@ -39,6 +39,10 @@ INPUT_LIMIT = 2**28
 """Numbers that random input may consist of."""
 
 
+class OutOfTimeError(InputError):
+    """A network took longer than it was given."""
+
+
 class NoKernelError(InputError):
     """ONNX Runtime knows all operators of a network, but lacks one for its types or version."""
 
@@ -49,7 +53,7 @@ class Runnable(Protocol):
     def get_inputs(self) -> Sequence[Any]:
         """The inputs: ``name``, ``type`` as in `DTYPES`, and ``shape``."""
 
-    def run(self, outputs: None, feeds: Mapping[str, np.ndarray], /) -> list[np.ndarray]:
+    def run(self, names: None, feeds: Mapping[str, np.ndarray], options: Any = None) -> list[np.ndarray]:
         """All outputs."""
 
 
@@ -95,7 +99,7 @@ def session(
         if not Path(model).is_file():
             raise InputError(f"{model}: no such file")
         return start(str(model))
-    if not _must_be_split(model):
+    if fit_one_message(model) and not weight_files(model):
         return start(ir.to_proto(model).SerializeToString())
     with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
         path = Path(folder) / "network.onnx"
@@ -123,9 +127,9 @@ class Reference:
             for name, type_ in types
         ]
 
-    def run(self, outputs: None, feeds: Mapping[str, np.ndarray], /) -> list[np.ndarray]:
+    def run(self, names: None, feeds: Mapping[str, np.ndarray], options: Any = None) -> list[np.ndarray]:
         """See `Runnable`."""
-        return list(self.evaluator.run(outputs, dict(feeds)))
+        return list(self.evaluator.run(names, dict(feeds)))
 
 
 def runner(model: ir.Model | str | Path) -> Runnable:
@@ -143,16 +147,37 @@ def runner(model: ir.Model | str | Path) -> Runnable:
             raise error from None
 
 
-def run(runnable: Runnable, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def run(
+    runnable: Runnable, feeds: Mapping[str, np.ndarray], seconds: float | None = None
+) -> list[np.ndarray]:
     """All outputs of a network for one set of inputs.
 
     Raises:
+        OutOfTimeError: when it takes more than so many seconds.
         InputError: with what ONNX Runtime says, when it cannot run the network on these inputs.
     """
+    options = ort.RunOptions()
+    timer = Timer(seconds or 0, setattr, (options, "terminate", True))
+    if seconds is not None:
+        timer.start()
     try:
-        return runnable.run(None, feeds)
+        return runnable.run(None, feeds, options)
     except Exception as error:  # as in session
+        if options.terminate:
+            raise OutOfTimeError(f"the network still ran after {seconds} seconds") from None
         raise InputError(f"ONNX Runtime cannot run the network: {_one_line(error)}") from None
+    finally:
+        timer.cancel()
+
+
+def check_runs(runnable: Runnable, feeds: Mapping[str, np.ndarray], seconds: float) -> None:
+    """See that a network can run; one that still does after so many seconds is taken for one that can.
+
+    Raises:
+        InputError: with what ONNX Runtime says, when it cannot.
+    """
+    with suppress(OutOfTimeError):
+        run(runnable, feeds, seconds)
 
 
 def random_feeds(
@@ -186,28 +211,9 @@ def random_feeds(
     return feeds
 
 
-def weight_bytes(model: ir.Model) -> int:
-    """Of all weights, wherever they lie."""
-    return sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
-
-
 def _cores() -> int:
     # Only Linux tells which cores this process was given.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _must_be_split(model: ir.Model) -> bool:
-    external = any(
-        isinstance(value.const_value, ir.ExternalTensor)
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-    )
-    return external or weight_bytes(model) > EMBEDDED_LIMIT
 
 
 def _name(model: ir.Model | str | Path) -> str:

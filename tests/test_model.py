@@ -34,7 +34,7 @@ def test_external_data_is_read_and_small_outputs_are_one_file(network, tmp_path)
 
 
 def test_weights_too_large_for_one_file_lie_beside_it(network, tmp_path, monkeypatch):
-    monkeypatch.setattr("onnxcompress.model.EMBEDDED_LIMIT", 100)
+    monkeypatch.setattr("onnxcompress.weights.EMBEDDED_LIMIT", 100)
     oc.save(network, tmp_path / "out.onnx")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx", "out.onnx.data"]
     x = {"x": np.ones((1, 3, 8, 8), np.float32)}

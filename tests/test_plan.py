@@ -3,6 +3,10 @@ import pytest
 from onnxcompress.errors import InputError
 from onnxcompress.plan import Plan, Ranks, from_yaml, read_plan, to_yaml
 
+BOMB = "[x]"
+for level in range(40):
+    BOMB = f"[&a{level} {BOMB}, *a{level}, *a{level}]"
+
 
 def test_yaml_round_trip_with_awkward_names():
     plan = Plan(
@@ -35,6 +39,16 @@ def test_sections_may_be_missing_and_filters_come_in_any_order():
         ("format: 1\nprune: {a: [1", "not YAML"),
         ("format: 1\nx: !!python/object/apply:os.system [ls]", "not YAML"),
         ("[" * 100000, "not YAML"),
+        ("format: 1\nx: !!int ''", "not YAML"),
+        ("format: 1\nx: !!bool x", "not YAML"),
+        ("format: 1\nx: !!timestamp x", "not YAML"),
+        ("format: 1\nprune: {a: [0x" + "f" * 4000 + "]}", "filter numbers"),
+        ("format: 1\ndecompose: {a: {out: 0x" + "f" * 4000 + ", in: 1}}", "ranks"),
+        ("format: 1\nkept: {a: [b]}", "kept"),
+        ("format: 1\nkept: {a: &a [*a]}", "kept"),
+        (f"format: 1\nkept: {{a: {BOMB}}}", "kept"),
+        (f"format: 1\nprune: {{a: {BOMB}}}", "filter numbers"),
+        ("format: 1\n<<: {prune: {a: [1]}}", "not YAML"),
     ],
 )
 def test_refuses_in_one_line(text, message):

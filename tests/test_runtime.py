@@ -4,7 +4,6 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from onnxcompress import runtime
 from onnxcompress.errors import InputError
 from onnxcompress.runtime import random_feeds, run, session
 from tests.onnx_text import network
@@ -40,7 +39,7 @@ def test_weights_too_large_for_one_message(monkeypatch):
     weights = np.arange(3000, dtype=np.float32)
     model = scaling(weights)
     tensor = model.graph.initializers["w"].const_value
-    monkeypatch.setattr(runtime, "EMBEDDED_LIMIT", 10_000)
+    monkeypatch.setattr("onnxcompress.weights.EMBEDDED_LIMIT", 10_000)
     (y,) = run(session(model), {"x": weights[None]})
     np.testing.assert_array_equal(y[0], weights**2)
     assert model.graph.initializers["w"].const_value is tensor

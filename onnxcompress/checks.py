@@ -1,0 +1,184 @@
+"""What a network must be like to be worked on: whole, finite, consistent, and within bounds.
+
+Each function raises `InputError` where it is not so.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import Message
+
+from onnxcompress.errors import InputError
+from onnxcompress.shapes import inferred_shapes, is_free
+from onnxcompress.weights import hide_large, weights_of
+
+QUANTIZED = frozenset(
+    {
+        "ConvInteger",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "MatMulInteger",
+        "QLinearConv",
+        "QLinearMatMul",
+        "QuantizeLinear",
+    }
+)
+
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+KNOWN_DOMAINS = ("ai.onnx", "com.microsoft", "com.ms.internal")
+"""What the domains of the operators that ONNX Runtime has start with, where they are not empty."""
+
+MOST_NODES = 1_000_000
+"""That a network may have, with its model-local functions written out."""
+
+LARGEST = 2**30
+"""Elements that a value may have for one sample."""
+
+Shape = list[int | None]
+"""None is a free dimension."""
+
+
+def check_files(proto: onnx.ModelProto, folder: Path) -> None:
+    """The files in which weights lie are there, in the network's folder or below; no weights are sparse."""
+    for tensor in tensors(proto):
+        if in_another_file(tensor):
+            location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+            if not location or Path(location).is_absolute() or ".." in Path(location).parts:
+                raise InputError(
+                    f"the weights '{tensor.name}' point out of the network's folder: '{location}'"
+                )
+            if not (folder / location).is_file():
+                raise InputError(
+                    f"the weights '{tensor.name}' lie in {folder / location}, which is missing: "
+                    "keep it beside the network"
+                )
+    for sparse in proto.graph.sparse_initializer:
+        raise InputError(f"the weights '{sparse.values.name}' are sparse: export the network with dense ones")
+
+
+def tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """All tensors of a protobuf message, wherever they are."""
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for part in value if field.is_repeated else [value]:
+                if isinstance(part, onnx.TensorProto):
+                    yield part
+                else:
+                    yield from tensors(part)
+
+
+def in_another_file(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor's content is not in the message."""
+    return tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def check_functions(model: ir.Model) -> None:
+    """Inlined, the model-local functions are of a size that can be worked on."""
+
+    @cache
+    def size(identifier: ir.OperatorIdentifier) -> int:
+        called = model.functions.get(identifier)
+        return 1 if called is None else sum(size(node.op_identifier()) for node in called.all_nodes())
+
+    total = sum(size(node.op_identifier()) for node in model.graph.all_nodes())
+    if total > MOST_NODES:
+        raise InputError(f"its model-local functions stand for {total:,} nodes, which is too many")
+
+
+def check_operators(model: ir.Model) -> None:
+    """ONNX Runtime knows their domains, and none of them is of a quantized network."""
+    for node in model.graph.all_nodes():
+        known = not node.domain or node.domain.startswith(KNOWN_DOMAINS)
+        if not known and node.op_identifier() not in model.functions:
+            raise InputError(
+                f"ONNX Runtime does not know the operator {node.domain}.{node.op_type} (node '{node.name}'): "
+                "export the network with ONNX's own operators"
+            )
+        if node.op_type in QUANTIZED:
+            raise InputError(
+                f"quantized already (node '{node.name}', {node.op_type}): compress first, then quantize"
+            )
+
+
+def check_weights(model: ir.Model) -> None:
+    """They are finite."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            array = weights_of(value)
+            if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise InputError(
+                    f"the weights '{value.name}' hold NaN or infinite values; export the network again"
+                )
+
+
+def check_layers(model: ir.Model) -> None:
+    """Types and shapes agree everywhere, and layers' weights fit what they are applied to."""
+    bare = model.clone()
+    for node in bare.graph.all_nodes():
+        for value in node.outputs:
+            value.shape = None
+    hide_large(bare)
+    proto = onnx.shape_inference.infer_shapes(ir.to_proto(bare), check_type=True, strict_mode=True)
+    inferred = ir.from_proto(proto)
+    for node in inferred.graph:
+        if node.op_type in LAYERS - {"MatMul"} and not node.domain:
+            data, weight = (_shape(value) for value in node.inputs[:2])
+            if data is not None and weight is not None and not _fit(node, data, weight):
+                raise InputError(
+                    f"the weights of node '{node.name}' ({node.op_type}) do not fit its input: "
+                    f"{_text(weight)}, {_text(data)}"
+                )
+
+
+def _shape(value: ir.Value | None) -> Shape | None:
+    if value is None or value.shape is None:
+        return None
+    return [dim if isinstance(dim, int) and not is_free(dim) else None for dim in value.shape]
+
+
+def _fit(node: ir.Node, data: Shape, weight: Shape) -> bool:
+    """Whether a layer can work on what it reads. Shape inference does not see to all of this."""
+
+    def number(name: str, default: int) -> int:
+        return node.attributes[name].as_int() if name in node.attributes else default
+
+    if node.op_type == "Gemm":
+        if len(data) != 2 or len(weight) != 2:
+            return False
+        return _agree(weight[bool(number("transB", 0))], data[not number("transA", 0)])
+    groups = number("group", 1)
+    if not len(data) == len(weight) > 2 or groups < 1 or (weight[0] or 0) % groups:
+        return False
+    if node.op_type == "ConvTranspose":
+        return _agree(weight[0], data[1])
+    return weight[1] is None or _agree(weight[1] * groups, data[1])
+
+
+def _agree(one: int | None, other: int | None) -> bool:
+    return one is None or other is None or one == other
+
+
+def _text(shape: Shape) -> str:
+    return "×".join("?" if dim is None else str(dim) for dim in shape)
+
+
+def check_sizes(model: ir.Model) -> None:
+    """No value is beyond all memory, and no layer has nothing to work on."""
+    shapes = inferred_shapes(model)
+    for name, shape in shapes.items():
+        if math.prod(shape) > LARGEST:
+            raise InputError(f"'{name}' has {math.prod(shape):,} elements for one sample, which is too many")
+    for node in model.graph:
+        if node.op_type in LAYERS and not node.domain:
+            for value in (*node.inputs, *node.outputs):
+                if value is not None and min(shape := shapes.get(str(value.name), ()), default=1) < 1:
+                    raise InputError(
+                        f"'{value.name}', which node '{node.name}' ({node.op_type}) works on, is empty: "
+                        f"{_text(list(shape))}"
+                    )

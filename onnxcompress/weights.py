@@ -1,0 +1,77 @@
+"""Where the weights of a network lie: in memory, in files, hidden from tools that cannot carry them."""
+
+import os
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.errors import InputError
+
+EMBEDDED_LIMIT = 2**31 - 2**20
+"""Bytes of weights from which a network cannot be handed over as one protobuf message."""
+
+LARGE = 2**20
+"""Bytes above which weights are hidden, or left in their file where all are too large for one message."""
+
+
+def weights_of(value: ir.Value | None) -> np.ndarray | None:
+    """The array of an initializer, or None when the value is computed, an input or absent."""
+    if value is None or value.const_value is None or not value.is_initializer():
+        return None
+    return value.const_value.numpy()
+
+
+def fit_one_message(model: ir.Model) -> bool:
+    """Whether all weights, those of subgraphs included, fit into one protobuf message."""
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None) < EMBEDDED_LIMIT
+
+
+def weight_files(model: ir.Model) -> list[str]:
+    """The files that weights are read from when needed."""
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    return sorted({str(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
+
+
+def take_in(model: ir.Model) -> None:
+    """Read weights from other files, but for the large ones of a network too large for one message.
+
+    Raises:
+        InputError: when a file does not hold what it should.
+    """
+    whole = fit_one_message(model)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if isinstance(tensor, ir.ExternalTensor):
+                end = (tensor.offset or 0) + tensor.nbytes
+                if tensor.length not in (None, tensor.nbytes) or end > os.path.getsize(tensor.path):
+                    raise InputError(
+                        f"the weights '{value.name}' do not fit what {tensor.path} holds for them: "
+                        "fetch both files again"
+                    )
+                if whole or tensor.nbytes <= LARGE or graph is not model.graph:
+                    (value.const_value,) = ir.external_data.convert_tensors_from_external([tensor])
+
+
+def hide_large(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Turn large weights into inputs, in place; `show_again` is the way back."""
+    hidden = {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and value.const_value.nbytes > LARGE
+    }
+    for name in hidden:
+        value = model.graph.initializers.pop(name)
+        value.const_value = None
+        if not value.is_graph_input():
+            model.graph.inputs.append(value)
+    return hidden
+
+
+def show_again(model: ir.Model, hidden: dict[str, ir.TensorProtocol]) -> None:
+    """Turn inputs into the weights that `hide_large` took, in place."""
+    for value in [value for value in model.graph.inputs if value.name in hidden]:
+        model.graph.inputs.remove(value)
+        value.const_value = hidden[str(value.name)]
+        model.graph.register_initializer(value)
