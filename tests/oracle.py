@@ -52,7 +52,9 @@ def outputs_with_removed_read_as_zero(
             values[name] = first
             changed = np.any([result[index] != first for result in results[1:]], axis=0)
             tainted[name] = np.zeros(first.shape, bool) | changed
-            if first.ndim == 4:  # what a Pad puts around a removed channel is removed with it
+            if (
+                node.op_type == "Pad" and first.ndim == 4
+            ):  # what it puts around a removed channel goes with it
                 tainted[name] |= tainted[name].any(axis=(2, 3), keepdims=True)
         if node.op_type == "LRN":  # it reads its neighbours and hands on its own channel
             tainted[node.output[0]] = tainted[node.input[0]]
