@@ -64,8 +64,8 @@ class Row:
         opset: ONNX operator set and exporter.
         filters: of its convolutions, and how many of them may be pruned.
         macs: before, after pruning, after decomposing the original.
-        error: see `_error` and `_expected`; None where nothing was pruned or nothing could be compared.
-        oracle: how what the pruned network must compute was found.
+        error: see `_error` and `_compare`; None where nothing was pruned or nothing could be compared.
+        oracle: what the pruned network was compared with.
         seconds: for pruning, reading and simplifying included.
         held: layers or nodes by what held them back.
         failure: what went wrong; empty when nothing did.
@@ -201,11 +201,10 @@ def measure(file: Path) -> Row:
     if not pruned.plan.prune:
         return row
     try:
-        expected, oracle = _expected(network, pruned.plan.prune, feeds)
-    except Exception as error:  # the oracle's failure, not the product's
-        return replace(row, failure=f"not compared: {_one_line(error)}")
-    simplified = run(session(network), feeds)
-    return replace(row, error=max(_error(simplified, before), _error(after, expected)), oracle=oracle)
+        error, oracle = _compare(network, pruned.plan.prune, feeds, after)
+    except Exception as failure:  # of the comparison
+        return replace(row, failure=f"not compared: {_one_line(failure)}")
+    return replace(row, error=max(error, _error(run(session(network), feeds), before)), oracle=oracle)
 
 
 def _run_on_random(runnable: ort.InferenceSession) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
@@ -220,20 +219,27 @@ def _run_on_random(runnable: ort.InferenceSession) -> tuple[dict[str, np.ndarray
     raise refusals[0]
 
 
-def _expected(
-    network: ir.Model, removed: dict[str, list[int]], feeds: dict[str, np.ndarray]
-) -> tuple[list[np.ndarray], str]:
-    """What the pruned network must compute: the original where readers of removed channels read zero.
+def _compare(
+    network: ir.Model, removed: dict[str, list[int]], feeds: dict[str, np.ndarray], after: list[np.ndarray]
+) -> tuple[float, str]:
+    """How far the pruned network is from the original in which the readers of removed channels read zero.
 
     Where the tests' oracle cannot follow a channel (the readers it knows are convolutions and matrix
     products), the removed channels are multiplied by zero in the original instead: the same, unless a zero
     turns into something else on its way to a reader.
+
+    Returns:
+        The error, and what of the two it is an error to, with the reason if it is the second.
     """
     try:
-        return outputs_with_removed_read_as_zero(network, removed, feeds), ORACLE
-    except Exception as error:  # an assertion, or what ONNX Runtime says of a node on its own
-        reason = _one_line(error)
-    return run(session(_silenced(network, removed)), feeds), f"zeroed, for: {reason}"
+        error = _error(after, outputs_with_removed_read_as_zero(network, removed, feeds))
+        if error <= EXACT:
+            return error, ORACLE
+        reason = f"error {error:.0e}"
+    except Exception as failure:  # an assertion, or what ONNX Runtime says of a node on its own
+        reason = _one_line(failure)
+    zeroed = run(session(_silenced(network, removed)), feeds)
+    return _error(after, zeroed), f"zeroed, for: {reason}"
 
 
 def _silenced(network: ir.Model, removed: dict[str, list[int]]) -> ir.Model:
@@ -317,9 +323,10 @@ def _markdown(rows: Sequence[Row]) -> str:
         "",
         "*filters*: of the convolutions, without depthwise ones, which go with their channels. *prunable*:",
         "the share of them in layers that may lose some; layers that make the outputs may not. *error*: the",
-        "largest difference of an output to the original in which the readers of removed channels read zero,",
-        "in standard deviations of that output; ‡: to the original in which the removed channels are",
-        "multiplied by zero, where the former could not be computed. *s*: seconds to read, simplify, prune.",
+        "largest difference of an output to the original in which the readers of removed channels read",
+        "zero, in standard deviations of that output; ‡: where the oracle cannot follow a channel to its",
+        "readers, to the original in which removed channels are multiplied by zero. *s*: seconds to read,",
+        "simplify and prune.",
         "",
         "| " + " | ".join(COLUMNS) + " |",
         "|---|---|" + "---:|" * (len(COLUMNS) - 3) + "---|",

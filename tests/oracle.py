@@ -23,6 +23,7 @@ def outputs_with_removed_read_as_zero(
     opset = proto.opset_import
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in proto.graph.initializer} | feeds
     tainted = {name: np.zeros(array.shape, bool) for name, array in values.items()}
+    constants = {tensor.name for tensor in proto.graph.initializer}
     random = np.random.default_rng(0)
     for node in proto.graph.node:
         inputs = [name for name in node.input if name]
@@ -66,9 +67,9 @@ def outputs_with_removed_read_as_zero(
             whole = left.all(axis=-1, keepdims=True) | right.all(axis=-2, keepdims=True)
             tainted[node.output[0]] = np.broadcast_to(whole, values[node.output[0]].shape).copy()
         if node.name in removed:
-            axis = -1 if node.op_type == "MatMul" else 1
-            if node.op_type == "MatMul" and values[node.input[0]].ndim == 2:
-                axis = -2
+            axis = 1
+            if node.op_type == "MatMul":
+                axis = -2 if node.input[0] in constants else -1
             np.moveaxis(tainted[node.output[0]], axis, 0)[removed[node.name]] = True
     for output in proto.graph.output:
         assert not tainted[output.name].any(), f"output {output.name} depends on removed filters"
