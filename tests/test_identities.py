@@ -6,8 +6,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import onnxcompress as oc
+from onnxcompress.factoring.layers import factor_layers
 from onnxcompress.model import simplify
 from onnxcompress.runtime import run, session
+from onnxcompress.shapes import concrete_shapes
 from tests.networks import networks
 from tests.oracle import outputs_with_removed_read_as_zero
 
@@ -58,14 +60,13 @@ def test_factoring_is_what_the_plan_says_and_full_ranks_are_the_original(model, 
     result = oc.decompose(model, rank=rank, include_pointwise=True, include_gemm=True)
     assert_close(outputs(result.model, feeds, False), outputs(result.model, feeds, True), 1e-4)
     assert result.model.graph.outputs[0].name == model.graph.outputs[0].name
-    full = {}
-    for layer in oc.inspect(model).layers:
-        shape = layer.cost.weight_shape
-        if layer.ranks is not None and len(shape) == 4 and shape[2] > 1:
-            groups = layer.cost.input_shape[1] // shape[1]
-            full[layer.cost.name] = oc.Ranks(shape[0] // groups, shape[1])
-        elif layer.ranks is not None and len(shape) == 2:
-            full[layer.cost.name] = oc.Ranks(min(shape), min(shape))
+    network = simplify(model)
+    layers = [layer for layer in factor_layers(network, concrete_shapes(network)) if not layer.obstacle]
+    full = {
+        layer.name: oc.Ranks(*(layer.sides if layer.kind == "kxk" else [min(layer.sides)] * 2))
+        for layer in layers
+        if layer.kind != "depthwise"
+    }
     assert_close(outputs(oc.apply(model, oc.Plan(decompose=full)).model, feeds), outputs(model, feeds), 1e-5)
 
 
