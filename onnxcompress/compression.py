@@ -218,7 +218,7 @@ def _choose_filters(
     if not filter_selection.is_convolutional(network, graph):
         kept = dict.fromkeys((layer.name for layer in graph.layers), "the network is not convolutional")
         return _FilterChoice({}, kept, list(kept), {}, "")
-    chosen = filter_selection.select(
+    chosen, missing = filter_selection.select(
         network,
         graph,
         ratio=ratio,
@@ -235,12 +235,8 @@ def _choose_filters(
         elif reason := graph.reason(layer):
             kept[layer.name] = reason
     shortfall = ""
-    available = sum(len(group.sets) for group in graph.groups if not filter_selection.skipped(group, skip))
-    if (
-        scope == "global"
-        and round_to == 1
-        and len(chosen) < (wanted := filter_selection.share(ratio, available))
-    ):
+    if scope == "global" and round_to == 1 and missing:
+        wanted = len(chosen) + missing
         shortfall = f"{len(chosen)} of {wanted} channels could go: one of every group stays"
     return _FilterChoice(
         filters_of(graph, chosen), kept, [layer.name for layer in graph.layers], graph.unknown, shortfall

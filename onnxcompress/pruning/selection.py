@@ -24,7 +24,7 @@ def select(
     round_to: int,
     skip: tuple[str, ...],
     seed: int,
-) -> Atoms:
+) -> tuple[Atoms, int]:
     """Choose the channel sets to remove, the least important first; one of every group stays.
 
     For a zero filter that stays, since it is tied to others or its channel becomes a constant further on,
@@ -41,7 +41,8 @@ def select(
         seed: of the random criterion.
 
     Returns:
-        Ids of channel sets, ascending.
+        (ids of channel sets, ascending; how many more were among the least important, but the last of their
+        group)
     """
     groups = [group for group in graph.groups if not skipped(group, skip)]
     scores = set_scores(graph, criterion, seed)
@@ -49,22 +50,28 @@ def select(
     silent = silent_sets(model, graph, zero)
     silent[list(graph.locked)] = False
     scores[all_zero(graph, zero) & ~silent] = np.inf
-    stuck = {
-        layer.name: int((~silent[graph.set_of[layer.atoms[zero[layer.name]]]]).sum())
-        for layer in graph.layers
-    }
+    filters = np.zeros(len(scores), np.int64)
+    for layer in graph.layers:
+        filters += np.bincount(graph.set_of[layer.atoms], minlength=len(scores))
     chosen = [np.zeros(0, np.int64)]
+    missing = 0
     for rivals in _sharing_layers(groups) if scope == "layer" else [groups]:
         ranked = [group.sets[np.argsort(scores[group.sets], kind="stable")] for group in rivals]
         available = np.concatenate([np.zeros(0, np.int64), *ranked])
-        wanted = share(ratio, len(available))
-        staying = max((stuck[name] for group in rivals for name in group.layers), default=0)
-        wanted = min(wanted, max(int(silent[available].sum()), wanted - staying))
-        counts = _lowest([scores[sets] for sets in ranked], wanted)
+        wanted = share(ratio, int(filters[available].sum()))
+        names = {name for group in rivals for name in group.layers}
+        staying = sum(
+            int((~silent[graph.set_of[layer.atoms[zero[layer.name]]]]).sum())
+            for layer in graph.layers
+            if layer.name in names
+        )
+        wanted = min(wanted, max(int(filters[available[silent[available]]].sum()), wanted - staying))
+        counts = _lowest([scores[sets] for sets in ranked], [filters[sets] for sets in ranked], wanted)
         for group, sets, count in zip(rivals, ranked, counts, strict=True):
+            missing += count == len(sets)
             kept = _rounded(len(sets) - count, len(sets), _step(graph, group, round_to))
             chosen.append(sets[: len(sets) - kept])
-    return np.sort(np.concatenate(chosen))
+    return np.sort(np.concatenate(chosen)), missing
 
 
 def is_convolutional(model: ir.Model, graph: ChannelGraph) -> bool:
@@ -86,7 +93,7 @@ def skipped(group: Group, patterns: Sequence[str]) -> bool:
 
 
 def share(ratio: float, count: int) -> int:
-    """The whole number of sets that is a ratio of their count, rounded down."""
+    """The whole number that is a ratio of a count, rounded down."""
     return int(ratio * count + 1e-9)
 
 
@@ -100,16 +107,12 @@ def _sharing_layers(groups: list[Group]) -> list[list[Group]]:
     return [[groups[index] for index in np.flatnonzero(part == each)] for each in np.unique(part)]
 
 
-def _lowest(scores: list[np.ndarray], wanted: int) -> list[int]:
-    """How many sets of each group are among the ``wanted`` least important of all.
-
-    A group of which all are keeps its best one, and no more important set of another group goes instead.
-    """
-    sizes = [len(each) for each in scores]
-    owner = np.repeat(np.arange(len(scores)), sizes)
+def _lowest(scores: list[np.ndarray], filters: list[np.ndarray], wanted: int) -> list[int]:
+    """How many sets of each group are among the least important of all, which have ``wanted`` filters."""
+    owner = np.repeat(np.arange(len(scores)), [len(each) for each in scores])
     order = np.argsort(np.concatenate([*scores, np.zeros(0)]), kind="stable")
-    counts = np.bincount(owner[order[:wanted]], minlength=len(scores))
-    return np.minimum(counts, np.array(sizes, np.int64) - 1).tolist()
+    lost = np.cumsum(np.concatenate([*filters, np.zeros(0, np.int64)])[order])
+    return np.bincount(owner[order[lost <= wanted]], minlength=len(scores)).tolist()
 
 
 def _step(graph: ChannelGraph, group: Group, round_to: int) -> int:
