@@ -216,7 +216,8 @@ def _choose_filters(
     _check_round_to(round_to)
     graph = analyse(network, concrete_shapes(network))
     if not filter_selection.is_convolutional(network, graph):
-        kept = dict.fromkeys((layer.name for layer in graph.layers), "the network is not convolutional")
+        whole = "only networks with convolutions on inner features are pruned"
+        kept = {layer.name: graph.reason(layer) or whole for layer in graph.layers}
         return _FilterChoice({}, kept, list(kept), {}, "")
     chosen, missing = filter_selection.select(
         network,

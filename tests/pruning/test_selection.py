@@ -70,3 +70,47 @@ def test_skip_by_glob():
     assert result.plan.kept["conv0"] == "skipped as asked"
     with pytest.raises(oc.InputError, match="no layer matches 'nothing'"):
         oc.prune(model, skip=["nothing"])
+
+
+def test_a_multilayer_perceptron_is_left_whole():
+    b = Builder(0)
+    flat = b.add("Flatten", ["x"], (192,))
+    hidden = b.add("Relu", [b.add("Gemm", [flat, b.weight(192, 16)], (16,))], (16,))
+    model = b.model([b.add("Gemm", [hidden, b.weight(16, 5)], (5,))])
+    result = oc.prune(model, ratio=0.5)
+    assert result.model is model
+    assert set(result.plan.kept.values()) == {
+        "only networks with convolutions on inner features are pruned",
+        "the network's output",
+    }
+
+
+def test_of_a_grouped_convolution_whole_groups_go_where_they_are_dead():
+    b = Builder(0)
+    first = b.conv("x", 8)
+    grouped = b.conv(first, 8, 3, group=4)
+    model = b.model([b.conv(grouped, 2)])
+    for node in list(model.graph)[:2]:
+        for value in node.inputs[1:]:
+            array = value.const_value.numpy().copy()
+            array[:4] = 0
+            value.const_value = ir.tensor(array, name=value.name)
+    result = oc.prune(model, ratio=0.5)
+    assert result.plan.prune == {"conv0": [0, 1, 2, 3], "conv1": [0, 1, 2, 3]}
+    assert result.model.graph[1].attributes["group"].as_int() == 2
+
+
+def test_a_zero_filter_stays_where_a_bias_makes_a_constant_of_it():
+    b = Builder(0)
+    x = b.conv("x", 6)
+    depthwise = b.conv(x, 6, 3, group=6)
+    model = b.model([b.conv(depthwise, 2)])
+    for value in model.graph[0].inputs[1:]:
+        array = value.const_value.numpy().copy()
+        array[:3] = 0
+        value.const_value = ir.tensor(array, name=value.name)
+    bias = model.graph[1].inputs[2]
+    array = bias.const_value.numpy().copy()
+    array[0] = 0
+    bias.const_value = ir.tensor(array, name=bias.name)
+    assert oc.prune(model, ratio=0.5).plan.prune == {"conv0": [0]}
