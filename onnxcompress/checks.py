@@ -107,11 +107,14 @@ def check_operators(model: ir.Model) -> None:
 
 
 def check_weights(model: ir.Model) -> None:
-    """They are finite."""
+    """They are numbers, and those of layers finite: infinite ones may mask attention or pad a maximum."""
     for graph in model.graphs():
         for value in graph.initializers.values():
             array = weights_of(value)
-            if array is not None and array.dtype.kind == "f" and not np.isfinite(array).all():
+            if array is None or array.dtype.kind != "f":
+                continue
+            in_layer = any(node.op_type in LAYERS for node, _ in value.uses())
+            if np.isnan(array).any() or (in_layer and np.isinf(array).any()):
                 raise InputError(
                     f"the weights '{value.name}' hold NaN or infinite values; export the network again"
                 )

@@ -68,3 +68,14 @@ def test_opset_7_with_initializers_among_the_inputs(tmp_path):
     oc.save(factored.model, tmp_path / "factored.onnx")
     assert onnx.load(tmp_path / "factored.onnx").opset_import[0].version == 7
     assert {node.op_type for node in factored.model.graph if "/in" in (node.name or "")} == {"Gemm"}
+
+
+def test_infinite_constants_are_fine_outside_layers(tmp_path):
+    b = Builder(0)
+    x = b.conv("x", 4)
+    floor = b.weight(low=-1, high=-0.5)
+    b.weights[-1].CopyFrom(numpy_helper.from_array(np.array(-np.inf, np.float32), floor))
+    padded = b.add("Pad", [x, b.constant([0, 0, 1, 1, 0, 0, 1, 1]), floor], (4, 10, 10))
+    pooled = b.add("MaxPool", [padded], (4, 8, 8), kernel_shape=[3, 3])
+    oc.save(b.model([b.conv(pooled, 2)]), tmp_path / "infinite.onnx")
+    assert oc.prune(tmp_path / "infinite.onnx", ratio=0.5).plan.prune

@@ -256,6 +256,12 @@ def pad(graph: ChannelGraph, node: ir.Node) -> None:
     if atoms is None:
         hand_on(graph, node, None)
         return
+    if "pads" not in node.attributes and weights_of(node.inputs[1]) is None:
+        sizes = zip(atoms.shape, graph.shape(node.inputs[0]), graph.shape(node.outputs[0]), strict=True)
+        if any(count > 1 and before != after for count, before, after in sizes):
+            raise NoRuleError("pads the channels by computed numbers")
+        hand_on(graph, node, atoms)
+        return
     axes = [axis % atoms.ndim for axis in ints_of(node, "axes", range(atoms.ndim), 3)]
     pads = ints_of(node, "pads", (), 1)
     mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "constant"
