@@ -57,7 +57,7 @@ class Parts:
 
 
 def split(samples: Samples) -> Parts:
-    """Of ten samples that follow each other seven are for fitting, two for choosing and one to report on.
+    """Of ten samples that follow each other eight are for fitting, one for choosing and one to report on.
 
     Raises:
         InputError: when there are fewer than 10 samples.
@@ -69,7 +69,7 @@ def split(samples: Samples) -> Parts:
     place = np.arange(len(samples)) % 10
     fit, choose, report = (
         Samples(samples.arrays, samples.chosen[np.isin(place, places)])
-        for places in ((0, 1, 3, 4, 6, 7, 9), (2, 8), (5,))
+        for places in ((0, 1, 3, 4, 5, 6, 8, 9), (2,), (7,))
     )
     return Parts(fit, choose, report)
 

@@ -31,6 +31,7 @@ class Stages:
 
     Attributes:
         layers: of each stage, in the order of the network.
+        batches: places of their samples.
     """
 
     def __init__(self, model: ir.Model, layers: Sequence[FactorLayer], samples: Samples) -> None:
@@ -48,8 +49,8 @@ class Stages:
             self.layers[self.stage_of[layer.node.outputs[0]] - 1].append(layer)
         self._sizes = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
         self._folder = tempfile.TemporaryDirectory(prefix="onnxcompress-")
-        runnable = session(model)
-        self._batches = list(fed(samples, runnable))
+        self._whole = session(model)
+        self.batches = [places for places, _ in fed(samples, self._whole)]
         self._known = [str(value.name) for value in model.graph.inputs]
         self._kept: int | None = None
 
@@ -74,7 +75,7 @@ class Stages:
             yield {name: values[name] for name in names}
         if keep:
             if self._kept is not None and self._kept != stage:
-                for number in range(len(self._batches)):
+                for number in range(len(self.batches)):
                     self._file(self._kept, number).unlink()
             self._known, self._kept = border, stage
 
@@ -94,10 +95,11 @@ class Stages:
         return ir.Model(graph, ir_version=self.model.ir_version)
 
     def _inputs(self) -> Iterator[Values]:
-        for number, (_, feeds) in enumerate(self._batches):
-            if self._kept is None:
+        if self._kept is None:
+            for _, feeds in fed(self.samples, self._whole):
                 yield dict(feeds)
-            else:
+        else:
+            for number in range(len(self.batches)):
                 with np.load(self._file(self._kept, number)) as arrays:
                     yield dict(arrays)
 

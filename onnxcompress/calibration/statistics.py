@@ -87,6 +87,8 @@ def statistics(
         by layer. Memory: Σ groups · d² numbers and one batch of activations, whatever the number of samples.
     """
     wanted = [layer for layer in layers if not obstacle(layer)]
+    if not wanted:
+        return {}
     read = list(dict.fromkeys(str(layer.node.inputs[0].name) for layer in wanted))  # type: ignore[union-attr]
     runnable = session(revealing(model, read))
     found = {layer.name: Accumulator() for layer in wanted}

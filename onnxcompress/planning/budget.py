@@ -24,6 +24,9 @@ ROUNDS = 6
 
 BISECTIONS = 40
 
+NEARLY = 0.99
+"""Share of the budget from which what is left is spent choice by choice."""
+
 
 @dataclass(frozen=True)
 class LayerChoice:
@@ -121,7 +124,7 @@ def decide(problem: Problem, budget: float) -> Decision:
             most, low = price, found
         else:
             least = price
-        if low is not None and low.cost >= budget * 0.999:
+        if low is not None and low.cost >= budget * NEARLY:
             break
     if low is None:
         return _settle(problem, 1e12 * scale)

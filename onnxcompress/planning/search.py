@@ -155,7 +155,7 @@ class Planner:
 
     def _measure(self, network: ir.Model) -> int:
         found = cost(network)
-        return found.macs if self.kind == "macs" else found.params
+        return max(1, found.macs if self.kind == "macs" else found.params)
 
     def _cost(self, layer: FactorLayer, ranks: Ranks | None = None) -> int:
         if self.kind == "macs":

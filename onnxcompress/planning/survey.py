@@ -96,6 +96,8 @@ def measured_damage(
         changes: by any name, the layers that change together.
         progress: called with (cases done, cases in all).
     """
+    if not changes:
+        return {}
     network = survey.network
     chosen = survey.parts.choose
     samples = Samples(chosen.arrays, chosen.chosen[:PROBES])

@@ -24,7 +24,7 @@ from onnxcompress.shapes import concrete_shapes
 Array = NDArray[np.float64]
 Progress = Callable[[int, int], None]
 
-RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3)
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Pull toward the given weights, relative to the mean variance of the inputs; held-back samples choose."""
 
 HELD_BACK = 5
@@ -59,7 +59,8 @@ class Observed:
     Attributes:
         x: patches, (groups, n, d).
         y: the original's responses, (groups, n, M / groups).
-        held_back: which of the n choose the ridge.
+        held_back: which of the n choose the ridge. They are of the same samples for all layers, and no layer
+            is fitted to them: what comes before is then no better on them than on samples never seen.
     """
 
     x: NDArray[np.float32]
@@ -130,7 +131,9 @@ def _observed(
         theirs.before(stage, [_input(before[layer.name]) for layer in members]),
         strict=True,
     )
+    seen = 0
     for batch, (mine, given) in enumerate(runs):
+        images = len(ours.batches[batch])
         for layer in members:
             old = before[layer.name]
             count, seed = per_sample(old, len(ours.samples)), (number[layer.name], batch)
@@ -140,7 +143,9 @@ def _observed(
             if (bias := old.bias) is not None:
                 y += bias.reshape(old.groups, 1, -1).astype(np.float32)
             found[layer.name].append((x, _kept(y, filters.get(layer.name, []), layer.groups)))
-            held[layer.name].append(np.full(x.shape[1], batch % HELD_BACK == HELD_BACK - 1))
+            sample = seen + np.arange(x.shape[1]) * images // x.shape[1]
+            held[layer.name].append(sample % HELD_BACK == HELD_BACK - 1)
+        seen += images
     return {
         name: Observed(
             np.concatenate([x for x, _ in pairs], axis=1),
@@ -196,7 +201,7 @@ def fit_group(
         x: patches, (n, d).
         y: responses, (n, m).
         given: weights toward which the ridge pulls, (m, d).
-        held_back: which of the n choose the ridge, (n,).
+        held_back: which of the n choose the ridge and are not fitted to, (n,).
         channels: C of d = C · kernel.
         ranks: of the factors; None for weights of full rank.
         relu: whether errors of negative responses count only as far as they become positive.
@@ -241,14 +246,12 @@ def _solve(
         change = scipy.linalg.solve(g / n + ridge * scale / n * eye, c.T / n, assume_a="pos").T
         tried.append((np.sum((change @ g_held) * change) - 2 * np.sum(change * c_held), ridge))
     best, ridge = min(tried)
-    g, c = g + g_held, c + c_held
-    if best < 0 or not held_back.any():
-        weights = given + scipy.linalg.solve(g + ridge * scale * len(x) / n * eye, c.T, assume_a="pos").T
-    else:
-        weights = given
+    weights = given
+    if best < 0:
+        weights = given + scipy.linalg.solve(g / n + ridge * scale / n * eye, c.T / n, assume_a="pos").T
     factors = None
     if ranks is not None:
-        factors = fit_factors(weights, g / len(x), channels, ranks, metric)
+        factors = fit_factors(weights, g / n, channels, ranks, metric)
         weights = factors.weights
     return weights, factors, y_mean - weights @ x_mean
 

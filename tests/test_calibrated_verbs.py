@@ -1,0 +1,165 @@
+"""prune, decompose, compress, apply and tradeoff with calibration data, on the network that ships."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from typer.testing import CliRunner
+
+import onnxcompress as oc
+from models.digits import SHIPPED
+from models.digits_data import load_digits_parts
+from onnxcompress.calibration.samples import Samples
+from onnxcompress.cli import app
+from onnxcompress.measure.closeness import closeness
+from tests.onnx_text import network
+
+pytest.importorskip("sklearn")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("digits")
+    paths = {}
+    for name, part in load_digits_parts().items():
+        paths[name] = folder / f"{name}.npz"
+        np.savez(paths[name], x=part.images, y=part.labels)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def calibration(digits) -> oc.Calibration:
+    return oc.Calibration(digits["calibration"], stats=digits["calibration"].with_name("stats.npz"))
+
+
+@pytest.fixture(scope="module")
+def small(calibration) -> oc.Compressed:
+    return oc.compress(SHIPPED, data=calibration, target="macs=0.3")
+
+
+def command(*arguments: object) -> tuple[int, str]:
+    """Exit code and all that was printed."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def damage(model: ir.Model, digits: dict[str, Path]) -> float:
+    """On the test part, which nothing was fitted to."""
+    x = np.load(digits["test"])["x"]
+    return closeness(oc.load(SHIPPED), model, Samples({"data": x}, np.arange(len(x)))).damage
+
+
+@pytest.mark.parametrize("target", ["macs=0.5", "macs=0.15", "params=0.3"])
+def test_the_budget_is_met_within_a_hundredth(target, calibration):
+    result = oc.compress(SHIPPED, data=calibration, target=target)
+    kind, share = target.split("=")
+    before, after = (getattr(result.stages[index].cost, kind) for index in (0, -1))
+    assert 0.99 * float(share) <= after / before <= float(share)
+
+
+def test_less_is_lost_than_by_weights_alone_at_the_same_macs(small, digits):
+    budget = small.stages[-1].cost.macs
+    rivals = [oc.prune(SHIPPED, ratio=ratio) for ratio in (0.3, 0.4, 0.5)]
+    rivals += [
+        oc.decompose(SHIPPED, rank=f"fraction:{share}", include_pointwise=True) for share in (0.3, 0.4)
+    ]
+    within = [rival for rival in rivals if rival.stages[-1].cost.macs <= budget]
+    assert within
+    assert damage(small.model, digits) < 0.2 * min(damage(rival.model, digits) for rival in within)
+
+
+def test_what_is_reported_was_measured_on_samples_of_its_own(small):
+    fitted = small.fitted
+    assert (fitted.fit, fitted.choose, fitted.report) == (216, 27, 27)
+    assert fitted.closeness.agreement > 0.9
+    assert fitted.expected_damage is not None
+
+
+def test_fitted_pruning_and_factoring_lose_less_than_plain(calibration, digits):
+    pairs = [
+        (oc.prune(SHIPPED, ratio=0.5), oc.prune(SHIPPED, ratio=0.5, data=calibration)),
+        (
+            oc.decompose(SHIPPED, rank="fraction:0.3"),
+            oc.decompose(SHIPPED, rank="fraction:0.3", data=calibration),
+        ),
+        (
+            oc.compress(SHIPPED, criterion="l2", rank="fraction:0.5"),
+            oc.compress(SHIPPED, criterion="l2", rank="fraction:0.5", data=calibration, method="paper"),
+        ),
+    ]
+    for plain, fitted in pairs:
+        assert fitted.stages[-1].cost.macs <= plain.stages[-1].cost.macs * 1.2
+        assert damage(fitted.model, digits) < 0.5 * damage(plain.model, digits)
+
+
+def test_criteria_that_look_at_the_data_choose_for_themselves(calibration):
+    chosen = [
+        oc.prune(SHIPPED, ratio=0.3, criterion=name, data=calibration).plan.prune
+        for name in ("apoz", "activation", "reconstruction", "l2")
+    ]
+    assert len({json.dumps(each) for each in chosen}) == 4
+
+
+def test_a_plan_applied_with_the_same_data_gives_the_same_bytes(digits, tmp_path):
+    small, again = tmp_path / "small.onnx", tmp_path / "again.onnx"
+    data = ["--data", digits["calibration"], "--quiet"]
+    assert command("decompose", SHIPPED, "-o", small, *data, "--rank", "fraction:0.5") == (0, "")
+    assert command("apply", SHIPPED, tmp_path / "small.plan.yaml", "-o", again, *data) == (0, "")
+    assert small.read_bytes() == again.read_bytes()
+
+
+def test_the_smallest_network_that_keeps_the_accuracy(calibration, digits, monkeypatch):
+    monkeypatch.setattr("onnxcompress.compression.PRECISION", 1.0)
+    result = oc.compress(SHIPPED, data=calibration, keep_accuracy=0.98)
+    assert result.stages[-1].cost.macs < 0.5 * result.stages[0].cost.macs
+    x = np.load(digits["test"])["x"]
+    kept = closeness(oc.load(SHIPPED), result.model, Samples({"data": x}, np.arange(len(x))))
+    assert kept.agreement > 0.95
+
+
+def test_the_tradeoff_is_written_and_drawn(digits, tmp_path):
+    curve, plot = tmp_path / "curve.json", tmp_path / "curve.png"
+    data = ["--data", digits["calibration"], "--shares", "0.6,0.2"]
+    code, printed = command("tradeoff", SHIPPED, *data, "-o", curve, "--plot", plot)
+    assert code == 0
+    assert "same best class" in printed
+    points = json.loads(curve.read_text())["points"]
+    assert [point["share"] for point in points] == [0.6, 0.2]
+    assert points[0]["macs"] > points[1]["macs"]
+    assert points[0]["expected_damage"] <= points[1]["expected_damage"]
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target", "macs=0.5"], "needs calibration data"),
+        (["--criterion", "apoz"], "needs calibration data"),
+        (["--data", "DATA", "--target", "macs=1.5"], "target: 'macs=1.5'"),
+        (["--data", "DATA", "--target", "time=0.5"], "target: 'time=0.5'"),
+        (["--data", "DATA", "--method", "joint"], "method: joint needs"),
+        (["--data", "DATA", "--target", "macs=0.5", "--keep-accuracy", "0.9"], "not both"),
+        (["--data", "DATA", "--limit", "5", "--target", "macs=0.5"], "too few"),
+        (["--data", "missing/", "--target", "macs=0.5"], "no such file or folder"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(options, message, digits, tmp_path):
+    given = [digits["calibration"] if option == "DATA" else option for option in options]
+    code, printed = command("compress", SHIPPED, "-o", tmp_path / "o.onnx", *given)
+    assert code == 2
+    assert message in printed
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("operator", "shortfall"), [("Relu (x)", ""), ("Conv <group = 3> (x, w)", "nothing else can go")]
+)
+def test_a_network_with_nothing_to_choose_stays_as_it_is(operator, shortfall):
+    weights = {"w": np.ones((3, 1, 1, 1), np.float32)} if "w" in operator else {}
+    model = network(f"g (float[N, 3, 6, 6] x) => (float[N, 3, 6, 6] y) {{ y = {operator} }}", weights)
+    x = np.random.default_rng(0).standard_normal((20, 3, 6, 6)).astype(np.float32)
+    result = oc.compress(model, data=oc.Calibration([{"x": x}]), target="macs=0.5")
+    assert result.model is model
+    assert shortfall in result.shortfall

@@ -1,0 +1,183 @@
+"""Calibration data: read, split, and turned into the patches and moments of every layer."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from hypothesis import HealthCheck, given, settings
+from PIL import Image
+
+from onnxcompress.calibration.patches import fitted_layers, patches
+from onnxcompress.calibration.samples import Samples, fed, read_samples, split
+from onnxcompress.calibration.stages import Stages
+from onnxcompress.calibration.statistics import kept_statistics, revealing, statistics
+from onnxcompress.errors import InputError
+from onnxcompress.factoring.layers import CONVOLUTIONS, factor_layers
+from onnxcompress.model import simplify
+from onnxcompress.preprocessing import Preprocessing
+from onnxcompress.runtime import random_feeds, run, session
+from onnxcompress.shapes import concrete_shapes
+from tests.factor_networks import networks
+from tests.onnx_text import network
+
+SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+ALL = 10**6
+
+
+def chain(seed: int = 0) -> ir.Model:
+    """Two convolutions with a Relu between them, and one that reads both ways round an Add."""
+    random = np.random.default_rng(seed)
+    return simplify(
+        network(
+            """g (float[N, 3, 8, 8] x) => (float[N, 4, 4, 4] y) {
+                a = Conv <pads = [1, 1, 1, 1]> (x, wa, ba)
+                r = Relu (a)
+                b = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (r, wb, bb)
+                c = Conv <strides = [2, 2]> (r, wc, bb)
+                y = Add (b, c)
+            }""",
+            {
+                "wa": random.standard_normal((6, 3, 3, 3)).astype(np.float32),
+                "ba": random.standard_normal(6).astype(np.float32),
+                "wb": random.standard_normal((4, 6, 3, 3)).astype(np.float32),
+                "wc": random.standard_normal((4, 6, 1, 1)).astype(np.float32),
+                "bb": random.standard_normal(4).astype(np.float32),
+            },
+        )
+    )
+
+
+def samples(count: int = 40, shape: tuple[int, ...] = (3, 8, 8)) -> Samples:
+    x = np.random.default_rng(1).standard_normal((count, *shape)).astype(np.float32)
+    return Samples({"x": x}, np.arange(count))
+
+
+@SETTINGS
+@given(networks())
+def test_patches_times_weights_are_the_layer_s_output(model: ir.Model):
+    """In every geometry: kernels of 1 to 3 axes, strides, dilations, pads, groups, transposed, products."""
+    model = simplify(model)
+    runnable = session(model)
+    feeds = random_feeds(runnable)
+    for layer in fitted_layers(factor_layers(model, concrete_shapes(model))):
+        names = [str(layer.node.inputs[0].name), str(layer.node.outputs[0].name)]
+        x, y = run(session(revealing(model, names)), feeds)
+        found = patches(layer, x, ALL, (0,)).astype(np.float64)
+        weight = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+        response = (found @ weight.swapaxes(1, 2)).transpose(1, 0, 2).reshape(found.shape[1], -1)
+        response += 0 if layer.bias is None else layer.bias
+        expected = np.moveaxis(y, 1, -1) if layer.node.op_type in CONVOLUTIONS else y
+        tolerance = 1e-4 if x.dtype == np.float32 else 5e-2
+        np.testing.assert_allclose(
+            response, expected.reshape(response.shape), atol=tolerance * max(1, np.abs(y).max())
+        )
+
+
+def test_statistics_are_those_of_all_patches_at_once(monkeypatch):
+    monkeypatch.setattr("onnxcompress.calibration.patches.LEAST", ALL)
+    model = chain()
+    layers = factor_layers(model, concrete_shapes(model))
+    given_samples = samples()
+    found = statistics(model, layers, given_samples)
+    x = given_samples.arrays["x"]
+    (a,) = run(session(revealing(model, [str(layers[1].node.inputs[0].name)])), {"x": x})
+    for layer, value in ((layers[0], x), (layers[1], a)):
+        everything = patches(layer, value, ALL, (0,))[0].astype(np.float64)
+        moments = found[layer.name]
+        assert moments.count == len(everything)
+        np.testing.assert_allclose(moments.mean[0], everything.mean(axis=0), atol=1e-5)
+        np.testing.assert_allclose(moments.zeros[0], (everything <= 0).mean(axis=0), atol=1e-12)
+        width = everything.shape[1]
+        expected = np.cov(everything.T, bias=True)
+        shrunk = expected * (1 - width / (width + 10 * moments.count))
+        np.fill_diagonal(shrunk, np.diag(expected))
+        np.testing.assert_allclose(moments.covariance[0], shrunk, atol=1e-4 * np.abs(expected).max())
+
+
+def test_statistics_are_kept_and_belong_to_one_network(tmp_path):
+    model, path = chain(), tmp_path / "stats.npz"
+    layers = factor_layers(model, concrete_shapes(model))
+    first = kept_statistics(path, model, layers, samples())
+    again = kept_statistics(path, model, layers, samples())
+    for name in first:
+        np.testing.assert_array_equal(first[name].covariance, again[name].covariance)
+    other = chain(seed=3)
+    with pytest.raises(InputError, match="another network"):
+        kept_statistics(path, other, factor_layers(other, concrete_shapes(other)), samples())
+    path.write_bytes(b"PK\x03\x04 damaged")
+    with pytest.raises(InputError, match="not a file of statistics"):
+        kept_statistics(path, model, layers, samples())
+
+
+def test_parts_share_no_sample_and_are_spread_over_the_data():
+    parts = split(samples(100))
+    numbers = [set(part.chosen.tolist()) for part in (parts.fit, parts.choose, parts.report)]
+    assert [len(each) for each in numbers] == [80, 10, 10]
+    assert set.union(*numbers) == set(range(100))
+    assert all(max(each) - min(each) >= 89 for each in numbers)
+    with pytest.raises(InputError, match="at least 10"):
+        split(samples(9))
+
+
+def test_stages_compute_what_the_whole_network_does_and_see_changed_weights():
+    model = chain()
+    layers = factor_layers(model, concrete_shapes(model))
+    stages = Stages(model, fitted_layers(layers), samples(20))
+    assert [[layer.name for layer in stage] for stage in stages.layers] == [
+        [layers[0].name],
+        [layers[1].name, layers[2].name],
+    ]
+    whole = session(model)
+    expected = [run(whole, feeds)[0] for _, feeds in fed(samples(20), whole)]
+    for stage in range(2):
+        for _ in stages.before(stage, []):
+            pass
+        for values, y in zip(stages.rest(["y"]), expected, strict=True):
+            np.testing.assert_allclose(values["y"], y, atol=1e-4)
+
+
+def test_calibration_data_of_every_kind(tmp_path):
+    model = chain()
+    x = samples(12).arrays["x"]
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "named.npz", x=x)
+    for source in (tmp_path / "x.npy", tmp_path / "named.npz", [{"x": x[:5]}, {"x": x[5:]}]):
+        np.testing.assert_array_equal(read_samples(model, source).arrays["x"], x)
+    assert len(read_samples(model, tmp_path / "x.npy", limit=7)) == 7
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (20, 10), (number, 0, 0)).save(folder / f"{number}.png")
+    preprocessing = Preprocessing(resize=(8, 8), crop=(8, 8), mean=(0, 0, 0))
+    pictures = read_samples(model, folder, preprocessing=preprocessing).arrays["x"]
+    np.testing.assert_array_equal(pictures[:, 2, 0, 0], [0, 1, 2])
+
+
+def test_two_inputs_take_an_array_each(tmp_path):
+    model = network(
+        "g (float[N, 2] a, float[N, 2] b) => (float[N, 2] y) { y = Add (a, b) }",
+    )
+    arrays = {name: np.ones((5, 2), np.float32) for name in "ab"}
+    np.savez(tmp_path / "both.npz", **arrays)
+    assert set(read_samples(model, tmp_path / "both.npz").arrays) == {"a", "b"}
+    np.save(tmp_path / "one.npy", arrays["a"])
+    with pytest.raises(InputError, match="several inputs"):
+        read_samples(model, tmp_path / "one.npy")
+    with pytest.raises(InputError, match="feed 0"):
+        read_samples(model, [{"a": arrays["a"]}])
+    with pytest.raises(InputError, match="different numbers"):
+        read_samples(model, [{"a": arrays["a"], "b": arrays["b"][:2]}])
+
+
+@pytest.mark.parametrize("array", [np.ones((4, 3, 8, 7), np.float32), np.ones((4, 3, 8, 8))])
+def test_samples_that_do_not_fit_are_refused(array):
+    with pytest.raises(InputError, match="the network takes"):
+        read_samples(chain(), [{"x": array}])
+
+
+def test_a_fixed_batch_is_filled_up():
+    model = chain()
+    model.graph.inputs[0].shape = ir.Shape([8, 3, 8, 8])
+    model.graph.outputs[0].shape = None
+    batches = list(fed(samples(11), session(model)))
+    assert [len(places) for places, _ in batches] == [8, 3]
+    assert [len(feeds["x"]) for _, feeds in batches] == [8, 8]
