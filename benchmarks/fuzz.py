@@ -588,7 +588,7 @@ def run(
             pipe.send(number)
             try:
                 ended = pipe.recv() if pipe.poll(SECONDS) else f"WRONG: not done after {SECONDS} s"
-            except EOFError:
+            except (EOFError, ConnectionResetError):
                 child.join()
                 ended = f"WRONG: the process died, exit code {child.exitcode}"
             if ended.startswith("WRONG"):
