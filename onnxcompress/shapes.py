@@ -1,8 +1,7 @@
 """The shape of every value once the free dimensions of the inputs are given numbers."""
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, takewhile
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from weakref import WeakKeyDictionary
 
 import onnx
@@ -14,14 +13,17 @@ from onnxcompress.weights import hide_large, show_again
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
-OTHER_SIZES = (
-    *(32, 28, 64, 96, 128, 160, 192, 227, 256, 299, 320, 384, 416, 448, 512, 640, 1024),
+FIT_SIZES = (
+    *(FREE_SIZE, 32, 28, 64, 96, 112, 128, 160, 192, 227, 256, 299, 320, 384, 448, 512, 640),
     *(16 * FREE_SIZE, 256 * FREE_SIZE),
 )
-"""Those that are tried in turn where a network does not work at `FREE_SIZE`; the last two are of sound."""
+"""What may stand in for free heights and widths: the first at which the layers fit. The last are of sound."""
+
+RUN_SIZES = (32, 64, 128, 512)
+"""Those at which a network is run as well, where inference cannot tell all and it fails at that first one."""
 
 SECONDS = 30.0
-"""Time that a network may take to show its shapes, and that a search for its size may take."""
+"""Time that a network may take to show its shapes."""
 
 SHAPE_DATA = 2**10
 """Bytes up to which a constant may be a shape, which inference has to see."""
@@ -52,20 +54,16 @@ def concrete_shapes(model: ir.Model, batch: int = FREE_BATCH, size: int | None =
 
 
 def free_size(model: ir.Model) -> int:
-    """What stands in for free heights and widths: the first size at which the network works, if one does."""
-    end = time.monotonic() + SECONDS
-    for size in takewhile(lambda _: time.monotonic() < end, _sizes(model)):
-        shapes = concrete_shapes(model, FREE_BATCH, size)
-        if _fit(model, shapes) and all(v.name in shapes for n in model.graph for v in n.outputs if v.name):
-            return size
-    return FREE_SIZE
+    """What stands in for free heights and widths: `FREE_SIZE`, or another at which the network works."""
+    if len(_sizes(model)) == 1 or _works(model, FREE_SIZE):
+        return FREE_SIZE
+    first = _first_fit(model)[0]
+    return next((size for size in (first, *RUN_SIZES) if _works(model, size)), first)
 
 
 def inferred_shapes(model: ir.Model) -> Shapes:
     """As `concrete_shapes`, by ONNX's inference alone: nothing is run."""
-    tried = (_fixed(inferred(_bound(model, FREE_BATCH, size))) for size in _sizes(model))
-    first = next(tried)
-    return next((shapes for shapes in chain([first], tried) if _fit(model, shapes)), first)
+    return _first_fit(model)[1]
 
 
 def inferred(model: ir.Model, *, strict: bool = False) -> dict[str, Dims]:
@@ -160,12 +158,24 @@ def _fit(model: ir.Model, shapes: Shapes) -> bool:
     return not any(misfit(node, shapes) for node in model.graph)
 
 
-def _sizes(model: ir.Model) -> Iterator[int]:
+def _works(model: ir.Model, size: int) -> bool:
+    shapes = concrete_shapes(model, FREE_BATCH, size)
+    values = (value for node in model.graph for value in node.outputs if value.name)
+    return _fit(model, shapes) and all(value.name in shapes for value in values)
+
+
+def _first_fit(model: ir.Model) -> tuple[int, Shapes]:
+    """The first size at which the layers fit, or else the very first, with what inference tells of it."""
+    tried = ((size, _fixed(inferred(_bound(model, FREE_BATCH, size)))) for size in _sizes(model))
+    first = next(tried)
+    return next((each for each in chain([first], tried) if _fit(model, each[1])), first)
+
+
+def _sizes(model: ir.Model) -> tuple[int, ...]:
     """Those to be tried: one is enough where the network leaves no size open."""
-    yield FREE_SIZE
     given = (value.shape for value in model.graph.inputs if value.shape is not None)
-    if any(is_free(dim) for shape in given for dim in shape[1 if len(shape) > 3 else 2 :]):
-        yield from OTHER_SIZES
+    is_open = any(is_free(dim) for shape in given for dim in shape[1 if len(shape) > 3 else 2 :])
+    return FIT_SIZES if is_open else FIT_SIZES[:1]
 
 
 def _bound(model: ir.Model, batch: int, size: int) -> ir.Model:
