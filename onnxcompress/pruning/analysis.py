@@ -66,10 +66,10 @@ def _unknown(graph: ChannelGraph, node: ir.Node, what: str) -> None:
 
 
 def _lock_weights_with_other_readers(graph: ChannelGraph) -> None:
-    followed: dict[ir.Value, set[ir.Node]] = {}
+    followed: dict[tuple[ir.Value, int], set[ir.Node]] = {}
     for entry in graph.parameters:
-        followed.setdefault(entry.parameter, set()).add(entry.node)
+        followed.setdefault((entry.parameter, entry.axis), set()).add(entry.node)
     for entry in graph.parameters:
         for reader, _ in entry.parameter.uses():
-            if reader not in followed[entry.parameter]:
+            if reader not in followed[entry.parameter, entry.axis]:
                 graph.lock(entry.atoms, f"weights shared with '{reader.name}'")
