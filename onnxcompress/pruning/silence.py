@@ -10,7 +10,7 @@ from onnxcompress.runtime import random_feeds, run, session
 from onnxcompress.shapes import free_size
 
 SUMMING = (
-    *("GRU", "LRN", "LSTM", "MatMul", "RNN"),
+    *("Einsum", "GRU", "LRN", "LSTM", "MatMul", "RNN"),
     *("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"),
 )
 """Operators besides the layers in which channels are summed."""
