@@ -71,32 +71,42 @@ def inferred(model: ir.Model, *, strict: bool = False) -> dict[str, Dims]:
 
     Args:
         model: what it says about the shapes of other values than inputs and weights is forgotten.
-        strict: raise what inference raises where types or shapes do not agree.
+        strict: as for `infer`.
     """
     for node in model.graph.all_nodes():
         for value in node.outputs:
             value.shape = None
     weights = {name: value.const_value for name, value in model.graph.initializers.items()}
-    hidden = hide_large(model, SHAPE_DATA)
-    proto = ir.to_proto(model)
-    show_again(model, hidden)
-    try:
-        found = onnx.shape_inference.infer_shapes(
-            proto, check_type=strict, strict_mode=strict, data_prop=not strict
-        )
-    except Exception:  # it has no common base of exceptions
-        if strict:
-            raise
-        found = proto
+    found = infer(model, strict=strict)
     shapes: dict[str, Dims] = {
         value.name: tuple(_dim(dim) for dim in value.type.tensor_type.shape.dim)
-        for value in (*found.graph.input, *found.graph.value_info, *found.graph.output)
+        for value in (*found.input, *found.value_info, *found.output)
         if value.type.tensor_type.HasField("shape")
     }
     for name, tensor in weights.items():
         if tensor is not None:
             shapes[name] = tuple(tensor.shape.numpy())
     return shapes
+
+
+def infer(model: ir.Model, *, strict: bool = False) -> onnx.GraphProto:
+    """The graph as ONNX's inference returns it, without large weights; unchanged where that fails.
+
+    Args:
+        model: not changed, but that large weights are no inputs besides any more.
+        strict: raise what inference raises where types or shapes do not agree.
+    """
+    hidden = hide_large(model, SHAPE_DATA)
+    proto = ir.to_proto(model)
+    show_again(model, hidden)
+    try:
+        return onnx.shape_inference.infer_shapes(
+            proto, check_type=strict, strict_mode=strict, data_prop=not strict
+        ).graph
+    except Exception:  # it has no common base of exceptions
+        if strict:
+            raise
+        return proto.graph
 
 
 def is_free(dim: int | ir.SymbolicDim) -> bool:
@@ -114,9 +124,10 @@ def misfit(node: ir.Node, shapes: Mapping[str, Dims]) -> str:
     if node.domain or node.op_type not in LAYERS:
         return ""
     data, weight = (shapes.get(str(value.name)) if value is not None else None for value in node.inputs[:2])
-    if data is None or weight is None or _agree(node, data, weight):
+    if weight is None or _agree(node, data, weight):
         return emptiness(node, shapes)
-    return f"its weights of {_text(weight)} do not fit its input of {_text(data)}"
+    what = "its groups" if data is None else f"its input of {_text(data)}"
+    return f"its weights of {_text(weight)} do not fit {what}"
 
 
 def emptiness(node: ir.Node, shapes: Mapping[str, Dims]) -> str:
@@ -132,26 +143,23 @@ def _text(shape: Dims) -> str:
     return "×".join("?" if dim is None else str(dim) for dim in shape)
 
 
-def _agree(node: ir.Node, data: Dims, weight: Dims) -> bool:
+def _agree(node: ir.Node, data: Dims | None, weight: Dims) -> bool:
     def number(name: str, default: int) -> int:
         return node.attributes[name].as_int() if name in node.attributes else default
 
-    def same(one: int | None, other: int | None) -> bool:
-        return one is None or other is None or one == other
+    def same(size: int | None, axis: int) -> bool:
+        return data is None or size is None or data[axis] is None or size == data[axis]
 
-    match node.op_type:
-        case "MatMul":
-            return not data or not weight or same(weight[-2 if len(weight) > 1 else 0], data[-1])
-        case "Gemm":
-            return len(data) == len(weight) == 2 and same(
-                weight[bool(number("transB", 0))], data[not number("transA", 0)]
-            )
-        case _:
-            groups = number("group", 1)
-            if not len(data) == len(weight) > 2 or groups < 1 or (weight[0] or 0) % groups:
-                return False
-            into = weight[0] if node.op_type == "ConvTranspose" else weight[1] and weight[1] * groups
-            return same(into, data[1])
+    rank = len(weight) if data is None else len(data)
+    if node.op_type == "MatMul":
+        return not rank or not weight or same(weight[-2 if len(weight) > 1 else 0], -1)
+    if node.op_type == "Gemm":
+        inner = int(bool(number("transB", 0)))
+        return rank == len(weight) == 2 and same(weight[inner], 0 if number("transA", 0) else 1)
+    groups = number("group", 1)
+    if not rank == len(weight) > 2 or groups < 1 or (weight[0] or 0) % groups:
+        return False
+    return same(weight[0] if node.op_type == "ConvTranspose" else weight[1] and weight[1] * groups, 1)
 
 
 def _fit(model: ir.Model, shapes: Shapes) -> bool:
