@@ -65,8 +65,8 @@ def gemm(graph: ChannelGraph, node: ir.Node) -> None:
     if weights_of(node.inputs[1]) is None:
         raise NoRuleError("its weights are not constant")
     weight = constant(node.inputs[1])
-    if len(graph.shape(weight)) != 2:
-        raise NoRuleError("its weights are not a matrix")
+    if not len(graph.shape(weight)) == len(graph.shape(node.inputs[0])) == 2:
+        raise NoRuleError("it does not multiply matrices")
     transposed = int_of(node, "transB", 0)
     summed = 0 if int_of(node, "transA", 0) else 1
     given = graph.atoms(node.inputs[0])
