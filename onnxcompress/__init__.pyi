@@ -1,7 +1,18 @@
 """What `onnxcompress` offers; read by its loader, editors and type checkers."""
 
 from .caffe import import_caffe
-from .compression import Compressed, Stage, apply, compress, decompose, prune
+from .compression import (
+    Calibration,
+    Compressed,
+    Fitted,
+    Point,
+    Stage,
+    apply,
+    compress,
+    decompose,
+    prune,
+    tradeoff,
+)
 from .errors import InputError
 from .inspection import Inspection, inspect
 from .measure.accuracy import Accuracy, evaluate
@@ -13,12 +24,15 @@ from .preprocessing import Preprocessing
 
 __all__ = [
     "Accuracy",
+    "Calibration",
     "Compressed",
     "Cost",
+    "Fitted",
     "InputError",
     "Inspection",
     "Latency",
     "Plan",
+    "Point",
     "Preprocessing",
     "Ranks",
     "Stage",
@@ -34,6 +48,7 @@ __all__ = [
     "prune",
     "read_plan",
     "save",
+    "tradeoff",
 ]
 
 __version__: str
