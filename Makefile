@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test bench coverage lint clean
+.PHONY: help setup demo test bench coverage peers lint clean
 
 help:
 	@echo "make demo      compress the network that ships in models/ and show what came of it"
@@ -12,6 +12,7 @@ help:
 	@echo "make bench     time networks before and after compression (MODEL=path.onnx adds yours)"
 	@echo "make coverage  compress well-known architectures, exported with torch and timm, into docs/coverage.md"
 	@echo "               (FILES=folder takes the ONNX files there, into benchmarks/results/coverage.md)"
+	@echo "make peers     accuracy against MACs of this project and other tools, Torch-Pruning where it is installed"
 	@echo "make lint      ruff and mypy"
 
 $(READY): setup.cfg pyproject.toml
@@ -35,6 +36,9 @@ bench: $(READY)
 coverage: $(READY)
 	@$(if $(FILES),,$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[export]')
 	@$(BIN)/python -m benchmarks.coverage $(if $(FILES),--files "$(FILES)")
+
+peers: $(READY)
+	@$(BIN)/python -m benchmarks.peers
 
 lint: $(READY)
 	@$(BIN)/ruff check .

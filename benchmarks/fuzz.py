@@ -402,18 +402,30 @@ def _damage_layers(model: onnx.ModelProto, source: random.Random) -> None:
                 node.input[source.randrange(len(node.input))] = source.choice(values)
             case 1:
                 node.op_type = source.choice(OPERATORS)
+                schema = onnx.defs.get_schema(node.op_type)
+                del node.input[schema.max_input :]
+                del node.output[schema.max_output :]
+                kept = [each for each in node.attribute if each.name in schema.attributes]
+                del node.attribute[:]
+                node.attribute.extend(kept)
             case 2 if numbers:
                 attribute = source.choice(numbers)
-                attribute.i = source.choice((*NUMBERS, 1, 2, 4, 8))
-                for axis in range(len(attribute.ints)):
-                    attribute.ints[axis] = source.choice((attribute.ints[axis], 0, 1, 2, -1, 100, 2**31))
-                attribute.f = source.choice(FLOATS)
+                if attribute.type == attribute.INT:
+                    attribute.i = source.choice((*NUMBERS, 1, 2, 4, 8))
+                elif attribute.type == attribute.FLOAT:
+                    attribute.f = source.choice(FLOATS)
+                for axis, old in enumerate(attribute.ints):
+                    attribute.ints[axis] = source.choice((old, old, 0, 1, 2, 3, -1, 100, 2**31))
             case 3 if node.attribute:
                 del node.attribute[source.randrange(len(node.attribute))]
             case 4:
-                name, value = source.choice(ATTRIBUTES)
-                if all(each.name != name for each in node.attribute):
-                    node.attribute.append(helper.make_attribute(name, value))
+                known = onnx.defs.get_schema(node.op_type).attributes if not node.domain else {}
+                fitting = [(name, value) for name, value in ATTRIBUTES if name in known]
+                if fitting:
+                    name, value = source.choice(fitting)
+                    kept = [each for each in node.attribute if each.name != name]
+                    del node.attribute[:]
+                    node.attribute.extend([*kept, helper.make_attribute(name, value)])
             case 5:
                 tensor = source.choice(model.graph.initializer)
                 shape = [source.choice((size, size, 1, 2, 0, size * 2)) for size in tensor.dims]
@@ -588,7 +600,7 @@ def run(
             pipe.send(number)
             try:
                 ended = pipe.recv() if pipe.poll(SECONDS) else f"WRONG: not done after {SECONDS} s"
-            except EOFError:
+            except (EOFError, ConnectionResetError):
                 child.join()
                 ended = f"WRONG: the process died, exit code {child.exitcode}"
             if ended.startswith("WRONG"):

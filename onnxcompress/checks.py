@@ -14,8 +14,8 @@ import onnx_ir as ir
 from google.protobuf.message import Message
 
 from onnxcompress.errors import InputError
-from onnxcompress.shapes import inferred_shapes, is_free
-from onnxcompress.weights import hide_large, weights_of
+from onnxcompress.shapes import LAYERS, emptiness, inferred, inferred_shapes, misfit
+from onnxcompress.weights import weights_of
 
 QUANTIZED = frozenset(
     {
@@ -29,8 +29,6 @@ QUANTIZED = frozenset(
     }
 )
 
-LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
-
 KNOWN_DOMAINS = ("ai.onnx", "com.microsoft", "com.ms.internal")
 """What the domains of the operators that ONNX Runtime has start with, where they are not empty."""
 
@@ -39,9 +37,6 @@ MOST_NODES = 1_000_000
 
 LARGEST = 2**30
 """Elements that a value may have for one sample."""
-
-Shape = list[int | None]
-"""None is a free dimension."""
 
 
 def check_files(proto: onnx.ModelProto, folder: Path) -> None:
@@ -92,7 +87,7 @@ def check_functions(model: ir.Model) -> None:
 
 
 def check_operators(model: ir.Model) -> None:
-    """ONNX Runtime knows their domains, and none of them is of a quantized network."""
+    """ONNX Runtime knows their domains and does not crash on them, and none is of a quantized network."""
     for node in model.graph.all_nodes():
         known = not node.domain or node.domain.startswith(KNOWN_DOMAINS)
         if not known and node.op_identifier() not in model.functions:
@@ -104,6 +99,8 @@ def check_operators(model: ir.Model) -> None:
             raise InputError(
                 f"quantized already (node '{node.name}', {node.op_type}): compress first, then quantize"
             )
+        if node.op_type == "Resize" and not any(node.inputs[2 if len(node.inputs) > 2 else 1 :]):
+            raise InputError(f"the node '{node.name}' (Resize) has neither scales nor sizes")
 
 
 def check_weights(model: ir.Model) -> None:
@@ -122,66 +119,18 @@ def check_weights(model: ir.Model) -> None:
 
 def check_layers(model: ir.Model) -> None:
     """Types and shapes agree everywhere, and layers' weights fit what they are applied to."""
-    bare = model.clone()
-    for node in bare.graph.all_nodes():
-        for value in node.outputs:
-            value.shape = None
-    hide_large(bare)
-    proto = onnx.shape_inference.infer_shapes(ir.to_proto(bare), check_type=True, strict_mode=True)
-    inferred = ir.from_proto(proto)
-    for node in inferred.graph:
-        if node.op_type in LAYERS - {"MatMul"} and not node.domain:
-            data, weight = (_shape(value) for value in node.inputs[:2])
-            if data is not None and weight is not None and not _fit(node, data, weight):
-                raise InputError(
-                    f"the weights of node '{node.name}' ({node.op_type}) do not fit its input: "
-                    f"{_text(weight)}, {_text(data)}"
-                )
-
-
-def _shape(value: ir.Value | None) -> Shape | None:
-    if value is None or value.shape is None:
-        return None
-    return [dim if isinstance(dim, int) and not is_free(dim) else None for dim in value.shape]
-
-
-def _fit(node: ir.Node, data: Shape, weight: Shape) -> bool:
-    """Whether a layer can work on what it reads. Shape inference does not see to all of this."""
-
-    def number(name: str, default: int) -> int:
-        return node.attributes[name].as_int() if name in node.attributes else default
-
-    if node.op_type == "Gemm":
-        if len(data) != 2 or len(weight) != 2:
-            return False
-        return _agree(weight[bool(number("transB", 0))], data[not number("transA", 0)])
-    groups = number("group", 1)
-    if not len(data) == len(weight) > 2 or groups < 1 or (weight[0] or 0) % groups:
-        return False
-    if node.op_type == "ConvTranspose":
-        return _agree(weight[0], data[1])
-    return weight[1] is None or _agree(weight[1] * groups, data[1])
-
-
-def _agree(one: int | None, other: int | None) -> bool:
-    return one is None or other is None or one == other
-
-
-def _text(shape: Shape) -> str:
-    return "×".join("?" if dim is None else str(dim) for dim in shape)
+    shapes = inferred(model.clone(), strict=True)
+    for node in model.graph:
+        if problem := misfit(node, shapes):
+            raise InputError(f"node '{node.name}' ({node.op_type}): {problem}")
 
 
 def check_sizes(model: ir.Model) -> None:
-    """No value is beyond all memory, and no layer has nothing to work on."""
+    """No value is beyond all memory, and layers have something to work on."""
     shapes = inferred_shapes(model)
     for name, shape in shapes.items():
         if math.prod(shape) > LARGEST:
             raise InputError(f"'{name}' has {math.prod(shape):,} elements for one sample, which is too many")
     for node in model.graph:
-        if node.op_type in LAYERS and not node.domain:
-            for value in (*node.inputs, *node.outputs):
-                if value is not None and min(shape := shapes.get(str(value.name), ()), default=1) < 1:
-                    raise InputError(
-                        f"'{value.name}', which node '{node.name}' ({node.op_type}) works on, is empty: "
-                        f"{_text(list(shape))}"
-                    )
+        if problem := emptiness(node, shapes):
+            raise InputError(f"node '{node.name}' ({node.op_type}): {problem}")

@@ -15,7 +15,8 @@ from onnx_ir.passes import common as passes
 
 from onnxcompress import checks
 from onnxcompress.errors import InputError
-from onnxcompress.runtime import NoKernelError, check_runs, random_feeds, runner, session
+from onnxcompress.runtime import FREE_SIZE, NoKernelError, check_runs, random_feeds, runner, session
+from onnxcompress.shapes import free_size, infer
 from onnxcompress.weights import fit_one_message, hide_large, show_again, take_in, weight_files, weights_of
 
 FILES = "onnxcompress.files"
@@ -92,6 +93,9 @@ def simplify(model: ir.Model) -> ir.Model:
 
     Returns:
         A new network; the given one is not touched.
+
+    Raises:
+        InputError: when what was folded is not finite (a BatchNormalization whose variance is zero).
     """
     lean = model.clone()
     take_in(lean)
@@ -106,6 +110,7 @@ def simplify(model: ir.Model) -> ir.Model:
                 break
     _keep_metadata(simplified, model)
     _unshare_vectors(simplified)
+    checks.check_weights(simplified)
     return simplified
 
 
@@ -140,10 +145,12 @@ def refresh(model: ir.Model) -> ir.Model:
     """Drop initializers that nobody reads and infer the shapes again, in place, after a rewrite."""
     passes.RemoveUnusedNodesPass()(model)
     declared = [value.shape for value in model.graph.outputs]
-    for node in model.graph:
-        for value in node.outputs:
-            value.shape = None
-    passes.ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    for value in values.values():
+        value.shape = None
+    for node in ir.from_proto(infer(model)):
+        for found in node.outputs:
+            values[found.name].shape, values[found.name].type = found.shape, found.type
     for value, shape in zip(model.graph.outputs, declared, strict=True):
         value.shape = shape
     return model
@@ -245,7 +252,7 @@ def validate(path: Path, original: ir.Model | None = None) -> None:
         raise InputError(f"{path.name}: the result breaks ONNX's rules: {problem}")
     try:
         runnable = runner(path)
-        feeds = random_feeds(runnable)
+        feeds = random_feeds(runnable, dynamic=FREE_SIZE if original is None else free_size(original))
     except InputError as error:
         raise InputError(str(error).replace(str(path), path.name)) from None
     try:

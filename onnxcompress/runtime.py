@@ -122,7 +122,10 @@ class Reference:
             SimpleNamespace(
                 name=name,
                 type=f"tensor({onnx.TensorProto.DataType.Name(type_.tensor_type.elem_type).lower()})",
-                shape=[dim.dim_value or dim.dim_param for dim in type_.tensor_type.shape.dim],
+                shape=[
+                    dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param
+                    for dim in type_.tensor_type.shape.dim
+                ],
             )
             for name, type_ in types
         ]

@@ -1,44 +1,112 @@
 """The shape of every value once the free dimensions of the inputs are given numbers."""
 
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from weakref import WeakKeyDictionary
 
+import onnx
 import onnx_ir as ir
-from onnx_ir.passes import common as passes
 
 from onnxcompress.errors import InputError
 from onnxcompress.runtime import FREE_BATCH, FREE_SIZE, random_feeds, run, session
+from onnxcompress.weights import hide_large, show_again
 
-LARGER_SIZES = (16 * FREE_SIZE, 256 * FREE_SIZE)
-"""Those of networks whose layers would have nothing left of `FREE_SIZE`: of sound, say."""
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+FIT_SIZES = (
+    *(FREE_SIZE, 32, 28, 64, 96, 112, 128, 160, 192, 227, 256, 299, 320, 384, 448, 512, 640),
+    *(16 * FREE_SIZE, 256 * FREE_SIZE),
+)
+"""What may stand in for free heights and widths: the first at which the layers fit. The last are of sound."""
+
+RUN_SIZES = (32, 64, 128, 512)
+"""Those at which a network is run as well, where inference cannot tell all and it fails at that first one."""
 
 SECONDS = 30.0
 """Time that a network may take to show its shapes."""
 
+SHAPE_DATA = 2**10
+"""Bytes up to which a constant may be a shape, which inference has to see."""
+
 Shapes = dict[str, tuple[int, ...]]
+Dims = Sequence[int | None]
+"""None is a free dimension."""
 
 _KNOWN: WeakKeyDictionary[ir.Model, dict[tuple[int, int], Shapes]] = WeakKeyDictionary()
 
 
-def concrete_shapes(model: ir.Model, batch: int = FREE_BATCH, size: int = FREE_SIZE) -> Shapes:
+def concrete_shapes(model: ir.Model, batch: int = FREE_BATCH, size: int | None = None) -> Shapes:
     """Shapes by value name, for one sample; initializers included.
 
     Free dimensions of the inputs become ``batch`` (the first), the channels that the convolution which reads
     them takes (the second) and ``size`` (from the third on; of images with the channels last from the second
-    on). Where ONNX's inference cannot tell a shape, the network is run on random input. Values whose shape
-    does not show even so are missing from the result, which is kept for as long as the network is: ask only
-    about networks that do not change any more.
+    on), by default `free_size`. Where ONNX's inference cannot tell a shape, the network is run on random
+    input. Values whose shape does not show even so are missing from the result, which is kept for as long as
+    the network is: ask only about networks that do not change any more.
     """
+    size = size or free_size(model)
     known = _KNOWN.setdefault(model, {})
     if (batch, size) not in known:
-        bound = _bound(model, batch, _large_enough(model, batch, size))
-        shapes = _shapes(bound)
+        bound = _bound(model, batch, size)
+        shapes = _fixed(inferred(bound))
         known[batch, size] = shapes | _measured(bound, shapes)
     return known[batch, size]
 
 
+def free_size(model: ir.Model) -> int:
+    """What stands in for free heights and widths: `FREE_SIZE`, or another at which the network works."""
+    if len(_sizes(model)) == 1 or _works(model, FREE_SIZE):
+        return FREE_SIZE
+    first = _first_fit(model)[0]
+    return next((size for size in (first, *RUN_SIZES) if _works(model, size)), first)
+
+
 def inferred_shapes(model: ir.Model) -> Shapes:
     """As `concrete_shapes`, by ONNX's inference alone: nothing is run."""
-    return _shapes(_bound(model, FREE_BATCH, _large_enough(model, FREE_BATCH, FREE_SIZE)))
+    return _first_fit(model)[1]
+
+
+def inferred(model: ir.Model, *, strict: bool = False) -> dict[str, Dims]:
+    """What ONNX's inference tells about the shapes, by value name; initializers included.
+
+    Args:
+        model: what it says about the shapes of other values than inputs and weights is forgotten.
+        strict: as for `infer`.
+    """
+    for node in model.graph.all_nodes():
+        for value in node.outputs:
+            value.shape = None
+    weights = {name: value.const_value for name, value in model.graph.initializers.items()}
+    found = infer(model, strict=strict)
+    shapes: dict[str, Dims] = {
+        value.name: tuple(_dim(dim) for dim in value.type.tensor_type.shape.dim)
+        for value in (*found.input, *found.value_info, *found.output)
+        if value.type.tensor_type.HasField("shape")
+    }
+    for name, tensor in weights.items():
+        if tensor is not None:
+            shapes[name] = tuple(tensor.shape.numpy())
+    return shapes
+
+
+def infer(model: ir.Model, *, strict: bool = False) -> onnx.GraphProto:
+    """The graph as ONNX's inference returns it, without large weights; unchanged where that fails.
+
+    Args:
+        model: not changed, but that large weights are no inputs besides any more.
+        strict: raise what inference raises where types or shapes do not agree.
+    """
+    hidden = hide_large(model, SHAPE_DATA)
+    proto = ir.to_proto(model)
+    show_again(model, hidden)
+    try:
+        return onnx.shape_inference.infer_shapes(
+            proto, check_type=strict, strict_mode=strict, data_prop=not strict
+        ).graph
+    except Exception:  # it has no common base of exceptions
+        if strict:
+            raise
+        return proto.graph
 
 
 def is_free(dim: int | ir.SymbolicDim) -> bool:
@@ -46,16 +114,80 @@ def is_free(dim: int | ir.SymbolicDim) -> bool:
     return not isinstance(dim, int) or dim < 0
 
 
-def _large_enough(model: ir.Model, batch: int, size: int) -> int:
-    if any(is_free(dim) for value in model.graph.inputs for dim in (value.shape or ())[2:]):
-        for larger in (size, *LARGER_SIZES):
-            if all(min(shape, default=1) > 0 for shape in _shapes(_bound(model, batch, larger)).values()):
-                return larger
-    return size
+def misfit(node: ir.Node, shapes: Mapping[str, Dims]) -> str:
+    """Why a layer cannot work on what it reads; empty where it can. Shape inference does not see it all.
+
+    Args:
+        node: of any operator.
+        shapes: by value name, as far as they are known.
+    """
+    if node.domain or node.op_type not in LAYERS:
+        return ""
+    data, weight = (shapes.get(str(value.name)) if value is not None else None for value in node.inputs[:2])
+    if weight is None or _agree(node, data, weight):
+        return emptiness(node, shapes)
+    what = "its groups" if data is None else f"its input of {_text(data)}"
+    return f"its weights of {_text(weight)} do not fit {what}"
+
+
+def emptiness(node: ir.Node, shapes: Mapping[str, Dims]) -> str:
+    """Which of its values leaves a layer nothing to work on; see `misfit`."""
+    for value in (*node.inputs, *node.outputs) if not node.domain and node.op_type in LAYERS else ():
+        shape = shapes.get(str(value.name), ()) if value is not None else ()
+        if value is not None and any(dim is not None and dim < 1 for dim in shape):
+            return f"there is nothing in '{value.name}', which is {_text(shape)}"
+    return ""
+
+
+def _text(shape: Dims) -> str:
+    return "×".join("?" if dim is None else str(dim) for dim in shape)
+
+
+def _agree(node: ir.Node, data: Dims | None, weight: Dims) -> bool:
+    def number(name: str, default: int) -> int:
+        return node.attributes[name].as_int() if name in node.attributes else default
+
+    def same(size: int | None, axis: int) -> bool:
+        return data is None or size is None or data[axis] is None or size == data[axis]
+
+    rank = len(weight) if data is None else len(data)
+    if node.op_type == "MatMul":
+        return not rank or not weight or same(weight[-2 if len(weight) > 1 else 0], -1)
+    if node.op_type == "Gemm":
+        inner = int(bool(number("transB", 0)))
+        return rank == len(weight) == 2 and same(weight[inner], 0 if number("transA", 0) else 1)
+    groups = number("group", 1)
+    if not rank == len(weight) > 2 or groups < 1 or (weight[0] or 0) % groups:
+        return False
+    return same(weight[0] if node.op_type == "ConvTranspose" else weight[1] and weight[1] * groups, 1)
+
+
+def _fit(model: ir.Model, shapes: Shapes) -> bool:
+    return not any(misfit(node, shapes) for node in model.graph)
+
+
+def _works(model: ir.Model, size: int) -> bool:
+    shapes = concrete_shapes(model, FREE_BATCH, size)
+    values = (value for node in model.graph for value in node.outputs if value.name)
+    return _fit(model, shapes) and all(value.name in shapes for value in values)
+
+
+def _first_fit(model: ir.Model) -> tuple[int, Shapes]:
+    """The first size at which the layers fit, or else the very first, with what inference tells of it."""
+    tried = ((size, _fixed(inferred(_bound(model, FREE_BATCH, size)))) for size in _sizes(model))
+    first = next(tried)
+    return next((each for each in chain([first], tried) if _fit(model, each[1])), first)
+
+
+def _sizes(model: ir.Model) -> tuple[int, ...]:
+    """Those to be tried: one is enough where the network leaves no size open."""
+    given = (value.shape for value in model.graph.inputs if value.shape is not None)
+    is_open = any(is_free(dim) for shape in given for dim in shape[1 if len(shape) > 3 else 2 :])
+    return FIT_SIZES if is_open else FIT_SIZES[:1]
 
 
 def _bound(model: ir.Model, batch: int, size: int) -> ir.Model:
-    """A copy with fixed inputs and the shapes that follow."""
+    """A copy with fixed inputs."""
     bound = model.clone()
     for value in bound.graph.inputs:
         if value.shape is not None:
@@ -66,10 +198,6 @@ def _bound(model: ir.Model, batch: int, size: int) -> ir.Model:
                     for dim, stand_in in zip(value.shape, stand_ins, strict=False)
                 ]
             )
-    for node in bound.graph:
-        for value in node.outputs:
-            value.shape = None
-    passes.ShapeInferencePass(check_type=False, strict_mode=False)(bound)
     return bound
 
 
@@ -83,23 +211,22 @@ def _channels(value: ir.Value, size: int) -> int:
     return size if value.shape is not None and len(value.shape) > 3 else 1
 
 
-def _shapes(bound: ir.Model) -> Shapes:
-    values = [*bound.graph.inputs, *(value for node in bound.graph for value in node.outputs)]
-    shapes = {
-        str(value.name): tuple(value.shape.numpy())
-        for value in values
-        if value.shape is not None and all(isinstance(dim, int) for dim in value.shape)
+def _dim(dim: onnx.TensorShapeProto.Dimension) -> int | None:
+    return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None
+
+
+def _fixed(shapes: dict[str, Dims]) -> Shapes:
+    return {
+        name: tuple(dim for dim in shape if dim is not None)
+        for name, shape in shapes.items()
+        if None not in shape
     }
-    for name, value in bound.graph.initializers.items():
-        if value.const_value is not None:
-            shapes[name] = tuple(value.const_value.shape.numpy())
-    return shapes
 
 
 def _measured(bound: ir.Model, shapes: Shapes) -> Shapes:
     """Shapes that the other values have when ONNX Runtime runs a network on random input, if it can."""
     missing = [v for node in bound.graph for v in node.outputs if v.name and v.name not in shapes]
-    if not missing:
+    if not missing or not _fit(bound, shapes):
         return {}
     bound.graph.outputs.clear()
     for value in missing:

@@ -54,12 +54,12 @@ def take_in(model: ir.Model) -> None:
                     (value.const_value,) = ir.external_data.convert_tensors_from_external([tensor])
 
 
-def hide_large(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """Turn large weights into inputs, in place; `show_again` is the way back."""
+def hide_large(model: ir.Model, limit: int = LARGE) -> dict[str, ir.TensorProtocol]:
+    """Turn weights of more bytes into inputs, in place; `show_again` is the way back."""
     hidden = {
         name: value.const_value
         for name, value in model.graph.initializers.items()
-        if value.const_value is not None and value.const_value.nbytes > LARGE
+        if value.const_value is not None and value.const_value.nbytes > limit
     }
     for name in hidden:
         value = model.graph.initializers.pop(name)

@@ -367,6 +367,16 @@ def _attention(draw: st.DrawFn, b: Builder, x: str) -> str:
     return b.add("Reshape", [mixed, b.constant([0, 8, h, w])], (8, h, w))
 
 
+def _attention_by_einsum(draw: st.DrawFn, b: Builder, x: str) -> str:
+    _, h, w = b.shapes[x]
+    query, key, value = b.conv(x, 4), b.conv(x, 4), b.conv(x, 6)
+    scores = b.add("Einsum", [query, key], (h, w, h, w), equation="nchw,ncyx->nhwyx")
+    mixed = b.add(
+        "Einsum", [b.add("Tanh", [scores], (h, w, h, w)), value], (6, h, w), equation="nhwyx,ncyx->nchw"
+    )
+    return b.add("Einsum", [mixed, b.weight(5, 6)], (5, h, w), equation="nchw,kc->nkhw")
+
+
 BLOCKS = {
     "activation": _activation,
     "batch norm": lambda draw, b, x: b.batch_norm(x),
@@ -403,6 +413,7 @@ BLOCKS = {
     "normalized": _normalized,
     "excite by Gemm": _excite_by_gemm,
     "attention": _attention,
+    "attention by Einsum": _attention_by_einsum,
     "hand-made layer norm": _handmade_layer_norm,
     "response normalization": _response_normalization,
     "attention over branches": _attention_over_branches,

@@ -2,7 +2,7 @@
 
 The oracle knows nothing of channel graphs. It runs the original node by node and learns which elements
 depend on a removed filter by filling them with different numbers: an output element that changes depends
-on one. Readers (dense Conv, Gemm, MatMul, LRN, sums) are given zero there instead.
+on one. Readers (dense Conv, Gemm, MatMul, Einsum, LRN, sums) are given zero there instead.
 """
 
 import numpy as np
@@ -66,6 +66,15 @@ def outputs_with_removed_read_as_zero(
             left, right = (tainted[name] for name in node.input)
             whole = left.all(axis=-1, keepdims=True) | right.all(axis=-2, keepdims=True)
             tainted[node.output[0]] = np.broadcast_to(whole, values[node.output[0]].shape).copy()
+        if node.op_type == "Einsum":  # likewise
+            terms, result = _attribute(node, "equation").s.decode().split("->")
+            tainted[node.output[0]][:] = False
+            for term, mask in zip(terms.split(","), masks, strict=True):
+                whole = mask.all(axis=tuple(axis for axis, each in enumerate(term) if each not in result))
+                left = [each for each in term if each in result]
+                whole = whole.transpose([left.index(each) for each in result if each in left])
+                missing = [axis for axis, each in enumerate(result) if each not in left]
+                tainted[node.output[0]] |= np.expand_dims(whole, missing)
         if node.name in removed:
             axis = 1
             if node.op_type == "MatMul":
@@ -84,7 +93,7 @@ def _reads(node: onnx.NodeProto, values: dict[str, np.ndarray]) -> bool:
     if node.op_type in ("Conv", "ConvTranspose"):
         group = _attribute(node, "group").i or 1
         return group == 1 or group != values[node.input[0]].shape[1]
-    return node.op_type in ("Gemm", "MatMul", "LRN", *SUMS)
+    return node.op_type in ("Einsum", "Gemm", "MatMul", "LRN", *SUMS)
 
 
 def _run(

@@ -12,7 +12,6 @@ import onnx_ir as ir
 import pytest
 
 import onnxcompress as oc
-from onnxcompress.__main__ import main
 from tests.networks import Builder
 
 COMMANDS = ["import-caffe", "inspect", "prune", "decompose", "compress", "apply", "evaluate", "bench"]
@@ -30,20 +29,6 @@ def folder(tmp_path, monkeypatch):
     flat = b.add("Flatten", [z], (c * h * w,))
     oc.save(b.model([b.add("Gemm", [flat, b.weight(5, c * h * w)], (5,), transB=1)]), "model.onnx")
     return tmp_path
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs a command line in this process: (exit code, stdout, stderr)."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["onnxcompress", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        return int(exit_.value.code or 0), out, err
-
-    return command
 
 
 @pytest.mark.parametrize("name", COMMANDS)

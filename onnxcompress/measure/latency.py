@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxcompress.model import load
 from onnxcompress.runtime import random_feeds, run, session
+from onnxcompress.shapes import free_size
 
 MIN_RUNS = 5
 """Timed runs that `bench` does even when they take longer than its seconds."""
@@ -150,7 +151,7 @@ def node_times(model: ir.Model | str | Path, runs: int = 10) -> dict[str, float]
     model = load(model)
     with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
         runnable = session(model, profile_prefix=str(Path(folder) / "profile"))
-        feeds = random_feeds(runnable)
+        feeds = random_feeds(runnable, dynamic=free_size(model))
         for _ in range(runs):
             run(runnable, feeds)
         events = json.loads(Path(runnable.end_profiling()).read_text(encoding="utf-8"))

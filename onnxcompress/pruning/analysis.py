@@ -9,14 +9,14 @@ import onnx_ir as ir
 from onnxcompress.pruning.channels import ChannelGraph, Layer, NoRuleError
 from onnxcompress.pruning.importance import relative_norms
 from onnxcompress.pruning.rules import RULES
-from onnxcompress.runtime import FREE_SIZE
-from onnxcompress.shapes import concrete_shapes
+from onnxcompress.shapes import concrete_shapes, free_size
 
 
 def analyse(
     model: ir.Model,
     shapes: dict[str, tuple[int, ...]],
     importance: Callable[[Layer], np.ndarray] = relative_norms,
+    twin: ir.Model | None = None,
 ) -> ChannelGraph:
     """Follow the channels through a network.
 
@@ -25,8 +25,10 @@ def analyse(
         shapes: its concrete shapes.
         importance: of a layer's filters, shape (M,). Where channels could be cut in one way or another (whole
             groups of a grouped convolution, or alike in every group), the way in which less is lost is taken.
+        twin: a network of the same shapes, which stays as it is where ``model`` is going to be changed.
     """
-    graph = ChannelGraph(shapes, cache(lambda: concrete_shapes(model, batch=2, size=FREE_SIZE + 32)))
+    of_shapes = model if twin is None else twin
+    graph = ChannelGraph(shapes, cache(lambda: concrete_shapes(of_shapes, 2, free_size(of_shapes) + 32)))
     for value in model.graph.inputs:
         graph.hand_on(value, None, "the network's input")
     for node in model.graph:
@@ -64,10 +66,10 @@ def _unknown(graph: ChannelGraph, node: ir.Node, what: str) -> None:
 
 
 def _lock_weights_with_other_readers(graph: ChannelGraph) -> None:
-    followed: dict[ir.Value, set[ir.Node]] = {}
+    followed: dict[tuple[ir.Value, int], set[ir.Node]] = {}
     for entry in graph.parameters:
-        followed.setdefault(entry.parameter, set()).add(entry.node)
+        followed.setdefault((entry.parameter, entry.axis), set()).add(entry.node)
     for entry in graph.parameters:
         for reader, _ in entry.parameter.uses():
-            if reader not in followed[entry.parameter]:
+            if reader not in followed[entry.parameter, entry.axis]:
                 graph.lock(entry.atoms, f"weights shared with '{reader.name}'")

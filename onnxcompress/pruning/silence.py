@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 from onnxcompress.errors import InputError
 from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.runtime import random_feeds, run, session
+from onnxcompress.shapes import free_size
 
 SUMMING = (
-    *("GRU", "LRN", "LSTM", "MatMul", "RNN"),
+    *("Einsum", "GRU", "LRN", "LSTM", "MatMul", "RNN"),
     *("ReduceL1", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"),
 )
 """Operators besides the layers in which channels are summed."""
@@ -84,6 +85,6 @@ def _largest(model: ir.Model, graph: ChannelGraph, values: list[ir.Value]) -> li
         probe.graph.outputs.append(reduced.outputs[0])
     try:
         runnable = session(probe)
-        return run(runnable, random_feeds(runnable))
+        return run(runnable, random_feeds(runnable, dynamic=free_size(model)))
     except InputError:  # it cannot be run on random input: nothing is taken for silent
         return [np.ones(1)] * len(values)

@@ -28,7 +28,7 @@ def remove_filters(model: ir.Model, filters: dict[str, list[int]]) -> ir.Model:
     def stays(layer: Layer) -> np.ndarray:
         return 1.0 - np.isin(np.arange(len(layer.atoms)), filters.get(layer.name, []))
 
-    graph = analyse(result, concrete_shapes(model), stays)
+    graph = analyse(result, concrete_shapes(model), stays, twin=model)
     removed = _sets(graph, filters)
 
     def keep(atoms: Atoms) -> np.ndarray:

@@ -54,3 +54,13 @@ def test_unknown_operators_hold_back_what_reaches_them_and_are_named():
     assert list(result.plan.prune) == ["conv2"]
     assert result.unknown == {"trilu1": "Trilu"}
     assert result.plan.kept["conv0"] == "no rule for Trilu ('trilu1')"
+
+
+def test_weights_that_also_read_what_is_fixed_keep_their_inputs():
+    b = Builder(0)
+    weights = [b.weight(6, 3, 1, 1), b.weight(6)]
+    inner = b.conv("x", 3)
+    both = [b.add("Conv", [each, *weights], (6, 8, 8)) for each in ("x", inner)]
+    result = oc.prune(b.model([b.conv(b.add("Add", both, (6, 8, 8)), 2)]), ratio=0.5)
+    assert sorted(result.plan.prune) == ["conv1", "conv2"]
+    assert result.plan.kept["conv0"] == "weights shared with 'conv1'"

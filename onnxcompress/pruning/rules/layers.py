@@ -65,6 +65,8 @@ def gemm(graph: ChannelGraph, node: ir.Node) -> None:
     if weights_of(node.inputs[1]) is None:
         raise NoRuleError("its weights are not constant")
     weight = constant(node.inputs[1])
+    if not len(graph.shape(weight)) == len(graph.shape(node.inputs[0])) == 2:
+        raise NoRuleError("it does not multiply matrices")
     transposed = int_of(node, "transB", 0)
     summed = 0 if int_of(node, "transA", 0) else 1
     given = graph.atoms(node.inputs[0])
@@ -134,6 +136,39 @@ def _product_of_activations(graph: ChannelGraph, node: ir.Node) -> None:
         hand_on(graph, node, on_axis(passing[0], axis, rank))
     else:
         hand_on(graph, node, None)
+
+
+@rule("Einsum")
+def einsum(graph: ChannelGraph, node: ir.Node) -> None:
+    """Channels along a subscript that the output has pass; along another they are summed over."""
+    equation = node.attributes["equation"].as_string().replace(" ", "")
+    given, _, result = equation.partition("->")
+    terms = given.split(",")
+    if "." in equation or not result or any(len(set(term)) < len(term) for term in (*terms, result)):
+        raise NoRuleError(f"'{equation}' is not covered")
+    found: dict[str, Atoms] = {}
+    for term, value in zip(terms, node.inputs, strict=True):
+        atoms = graph.atoms(value)
+        varying = [axis for axis in range(len(term)) if atoms is not None and atoms.shape[axis] > 1]
+        for axis in sorted(varying, key=lambda axis: (term[axis] in result, given.count(term[axis])))[:1]:
+            if (along := graph.along(value, axis)) is not None:
+                graph.tie(found.setdefault(term[axis], along), along)
+    passing = [subscript for subscript in found if subscript in result]
+    if len(passing) > 1:
+        raise NoRuleError("channels of two operands pass")
+    for term, value in zip(terms, node.inputs, strict=True):
+        for subscript in found.keys() & set(term):
+            axis = term.index(subscript)
+            if weights_of(value) is not None:
+                graph.parameter(constant(value), axis, found[subscript], node)
+            elif (along := graph.along(value, axis)) is not None:
+                graph.tie(found[subscript], along)
+            else:
+                raise NoRuleError(f"channels meet what has none along '{subscript}'")
+    if passing:
+        graph.hand_on(node.outputs[0], on_axis(found[passing[0]], result.index(passing[0]), len(result)))
+    else:
+        hand_on(graph, node, None, f"summed over by Einsum ('{node.name}')")
 
 
 def _start_layer(graph: ChannelGraph, node: ir.Node, atoms: Atoms, axis: int, bias: ir.Value | None) -> None:
