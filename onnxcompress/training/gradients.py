@@ -72,7 +72,7 @@ def record(
         shapes: its concrete shapes (see `shapes.concrete_shapes`).
         targets: names of the values to compute.
         trained: names of weights that become inputs, and that gradients are wanted at.
-        watched: names of values between that gradients are wanted at.
+        watched: names of other values that gradients are wanted at.
         dtype: of all real numbers.
 
     Raises:
@@ -83,8 +83,9 @@ def record(
     values: dict[str, ir.Value] = {}
     inputs = []
     for value in model.graph.inputs:
-        given = ir.val(str(value.name), value.dtype if value.dtype != ir.DataType.FLOAT else real)
-        inputs.append(tape.know(given, shapes[str(value.name)]))
+        floating = value.dtype is not None and value.dtype.is_floating_point()
+        given = ir.val(str(value.name), real if floating else value.dtype)
+        inputs.append(tape.know(given, shapes[str(value.name)], wanted=value.name in watched))
         values[str(value.name)] = given
     for name, value in model.graph.initializers.items():
         assert value.const_value is not None
@@ -109,13 +110,13 @@ def record(
 
 def _leading_to(model: ir.Model, targets: Collection[str]) -> set[ir.Node]:
     by_name = {value.name: value for node in model.graph for value in node.outputs}
-    waiting = [node for name in targets if (node := by_name[name].producer()) is not None]
+    waiting = [by_name[name].producer() for name in targets if name in by_name]
     found: set[ir.Node] = set()
     while waiting:
         node = waiting.pop()
-        if node not in found:
+        if node is not None and node not in found:
             found.add(node)
-            waiting += [value.producer() for value in node.inputs if value is not None and value.producer()]
+            waiting += [value.producer() for value in node.inputs if value is not None]
     return found
 
 

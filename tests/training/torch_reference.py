@@ -13,7 +13,8 @@ def padded(x, a, rank, value=0.0):
     pads = a.get("pads", [0] * 2 * rank)
     if not any(pads):
         return x
-    return functional.pad(x, [p for axis in reversed(range(rank)) for p in (pads[axis], pads[rank + axis])], value=value)
+    widths = [p for axis in reversed(range(rank)) for p in (pads[axis], pads[rank + axis])]
+    return functional.pad(x, widths, value=value)
 
 
 def conv(a, x, w, b=None):

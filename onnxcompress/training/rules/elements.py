@@ -28,6 +28,7 @@ def function_of_one(*operators: str) -> Callable[[Slope], Slope]:
             x, *others = inputs
             return y, lambda g: [slope(tape, node, x, y, g), *(None for _ in others)]
 
+        both.__doc__ = slope.__doc__
         return slope
 
     return register

@@ -85,14 +85,12 @@ def turned(tape: Tape, weight: ir.Value, group: int) -> ir.Value:
     )
 
 
-def _weight_gradient(
-    tape: Tape, x: ir.Value, g: ir.Value, shape: Shape, w: Windows, group: int
-) -> ir.Value:
+def _weight_gradient(tape: Tape, x: ir.Value, g: ir.Value, shape: Shape, w: Windows, group: int) -> ir.Value:
     """Gradient of the weights (M, C / group, *kernel), the quickest way that ONNX Runtime has.
 
-    Large maps: g (M, positions) times the patches (positions, taps · C), a matrix product per sample. Otherwise
-    a convolution over x with batch and channels exchanged, strides and dilations too, of which g is the kernel.
-    On GoogLeNet's layers the products take 0.4 times as long.
+    Large maps: g (M, positions) times the patches (positions, taps · C), a matrix product per sample.
+    Otherwise a convolution over x with batch and channels exchanged, strides and dilations too, of which g is
+    the kernel. On GoogLeNet's layers the products take 0.4 times as long.
     """
     pointwise = math.prod(w.kernel) == 1
     large = math.prod(w.count) >= SMALL_MAP and min(shape[:2]) >= FEW_CHANNELS
@@ -133,9 +131,7 @@ def _by_products(tape: Tape, x: ir.Value, g: ir.Value, shape: Shape, w: Windows)
     )
 
 
-def _by_convolution(
-    tape: Tape, x: ir.Value, g: ir.Value, shape: Shape, w: Windows, group: int
-) -> ir.Value:
+def _by_convolution(tape: Tape, x: ir.Value, g: ir.Value, shape: Shape, w: Windows, group: int) -> ir.Value:
     samples, size = tape.shape(x)[0], list(w.size)
     behind = [each - left for each, left in zip(w.behind, w.unread, strict=True)]
     if min(behind) < 0:
@@ -185,7 +181,7 @@ def conv_transpose(tape: Tape, node: ir.Node, inputs: Any) -> Any:
         dilations=numbers("dilations", ones),
         before=pads[: rank - 2],
         behind=pads[rank - 2 :],
-        size=tape.shape(y)[2:],
+        size=tape.shape_in_network(node.outputs[0])[2:],
         count=tape.shape(x)[2:],
     )
 
@@ -243,7 +239,7 @@ def gemm(tape: Tape, node: ir.Node, inputs: Any) -> Any:
                 if turn_b
                 else tape.emit("Gemm", a, g, alpha=alpha, transA=int(not turn_a))
             )
-        gc = []
+        gc: list[ir.Value | None] = []
         for each in c:
             if tape.wants(each):
                 total = tape.sum_to(g, tape.shape(y), tape.shape(each))

@@ -175,7 +175,9 @@ def depth_and_space(tape: Tape, node: ir.Node, inputs: Any) -> Any:
         if not columns_first:
             return [tape.emit("SpaceToDepth", g, blocksize=size)]
         g = tape.reshape(g, (n, channels // size**2, height, size, width, size))
-        return [tape.reshape(tape.emit("Transpose", g, perm=[0, 1, 3, 5, 2, 4]), (n, channels, height, width))]
+        return [
+            tape.reshape(tape.emit("Transpose", g, perm=[0, 1, 3, 5, 2, 4]), (n, channels, height, width))
+        ]
 
     return y, pullback
 
@@ -215,8 +217,8 @@ def _resize_matrix(node: ir.Node, inputs: Any, shape: Shape, output: Shape, axis
     one = ir.Node("", "Resize", [x, None, factors], attributes, outputs=[y])
     graph = ir.Graph([x], [y], nodes=[one], initializers=[factors], opset_imports={"": 18}, name="resize")
     evaluator = ReferenceEvaluator(ir.to_proto(ir.Model(graph, ir_version=8)))
-    found = np.asarray(evaluator.run(None, {"x": unit})[0])
-    return found.reshape(size, -1).T.astype(np.float64)
+    (found,) = evaluator.run(None, {"x": unit})
+    return np.asarray(found).reshape(size, -1).T.astype(np.float64)
 
 
 def _numbers(value: ir.Value) -> list[int]:

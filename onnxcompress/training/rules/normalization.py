@@ -17,8 +17,8 @@ from onnxcompress.training.tape import Gradients, Tape
 def lrn(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     """y = x s^−β, where s is the bias and α / size times the sum of squares over the neighbours.
 
-    dx = g s^−β − 2 β x Σ (g y / s), the sum with weights α / size over the channels whose neighbour x is. Both
-    sums are convolutions with a band of weights: ONNX Runtime takes 13 times as long for its own LRN.
+    dx = g s^−β − 2 β x Σ (g y / s), the sum with weights α / size over the channels whose neighbour x is.
+    Both sums are convolutions with a band of weights: ONNX Runtime takes 13 times as long for its own LRN.
     """
     (x,) = inputs
     shape = tape.shape(x)

@@ -84,7 +84,9 @@ def _shares(w: Windows, declared: list[int], padding_counts: bool) -> NDArray[np
         for axis, index in enumerate(tap):
             at = np.arange(w.count[axis]) * w.strides[axis] + index * w.dilations[axis] - w.before[axis]
             # What ceil_mode adds behind the declared padding never counts.
-            low, high = (-w.before[axis], w.size[axis] + declared[axis]) if padding_counts else (0, w.size[axis])
+            low, high = (
+                (-w.before[axis], w.size[axis] + declared[axis]) if padding_counts else (0, w.size[axis])
+            )
             line = (at >= low) & (at < high)
             inside &= np.expand_dims(line, [other for other in range(len(w.count)) if other != axis])
         counts += inside
