@@ -1,7 +1,7 @@
-"""Caffe's protobuf messages, as far as an importer for inference needs them.
+"""Caffe's protobuf messages, as far as an importer for inference and the reader of solvers need them.
 
-Field names, numbers, types and defaults are facts of Caffe's file format. Fields that do not change what a
-trained network computes (engines, learning rates, data sources) are left out: the parsers skip them.
+Field names, numbers, types and defaults are facts of Caffe's file format. Of networks, fields that do not change
+what a trained one computes (engines, learning rates, data sources) are left out: the parsers skip them.
 """
 
 from typing import Any
@@ -10,6 +10,23 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto
 
 MESSAGES = """
+SolverParameter
+    base_lr 5 float
+    max_iter 7 int32
+    lr_policy 8 string fixed
+    gamma 9 float
+    power 10 float
+    momentum 11 float
+    weight_decay 12 float
+    stepsize 13 int32
+    random_seed 20 int64 -1
+    regularization_type 29 string L2
+    delta 31 float 1e-8
+    stepvalue 34 int32*
+    clip_gradients 35 float -1
+    iter_size 36 int32 1
+    momentum2 39 float 0.999
+    type 40 string SGD
 NetParameter
     name 1 string
     layers 2 V1LayerParameter*
@@ -252,6 +269,6 @@ def _message_classes(*names: str) -> list[Any]:
     return [message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}")) for name in names]
 
 
-NetParameter, LayerParameter, FillerParameter = _message_classes(
-    "NetParameter", "LayerParameter", "FillerParameter"
+NetParameter, LayerParameter, FillerParameter, SolverParameter = _message_classes(
+    "NetParameter", "LayerParameter", "FillerParameter", "SolverParameter"
 )
