@@ -10,17 +10,23 @@ from .measure.latency import Latency, bench
 from .model import load, save
 from .plan import Plan, Ranks, read_plan
 from .preprocessing import Preprocessing
+from .training.finetuning import Finetuned, finetune
+from .training.runs import Epoch
+from .training.trainer import Recipe
 
 __all__ = [
     "Accuracy",
     "Compressed",
     "Cost",
+    "Epoch",
+    "Finetuned",
     "InputError",
     "Inspection",
     "Latency",
     "Plan",
     "Preprocessing",
     "Ranks",
+    "Recipe",
     "Stage",
     "apply",
     "bench",
@@ -28,6 +34,7 @@ __all__ = [
     "cost",
     "decompose",
     "evaluate",
+    "finetune",
     "import_caffe",
     "inspect",
     "load",

@@ -164,9 +164,7 @@ def _array_reader(
         x = np.array(samples[part], dtype)
         finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
         if not finite.all():
-            raise InputError(
-                f"{data.name}: sample {part[finite.argmin()]} holds NaN or infinite values"
-            )
+            raise InputError(f"{data.name}: sample {part[finite.argmin()]} holds NaN or infinite values")
         return x
 
     return read
@@ -198,9 +196,7 @@ def _image_reader(
     return read
 
 
-def _decode(
-    file: Path, preprocessing: Preprocessing, height: int, width: int, view: View
-) -> np.ndarray:
+def _decode(file: Path, preprocessing: Preprocessing, height: int, width: int, view: View) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -110,9 +110,7 @@ def from_metadata(metadata: Mapping[str, str]) -> Preprocessing | None:
     return Preprocessing(**{name: _tuple(value) for name, value in content.items()})
 
 
-def prepare(
-    image: Image.Image, p: Preprocessing, height: int, width: int, view: View = View()
-) -> np.ndarray:
+def prepare(image: Image.Image, p: Preprocessing, height: int, width: int, view: View = View()) -> np.ndarray:
     """One image as the network takes it.
 
     Args:

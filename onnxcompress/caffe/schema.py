@@ -1,7 +1,7 @@
 """Caffe's protobuf messages, as far as an importer for inference and the reader of solvers need them.
 
-Field names, numbers, types and defaults are facts of Caffe's file format. Of networks, fields that do not change
-what a trained one computes (engines, learning rates, data sources) are left out: the parsers skip them.
+Field names, numbers, types and defaults are facts of Caffe's file format. Of networks, fields that do not
+change what a trained one computes (engines, learning rates, data sources) are left out: parsers skip them.
 """
 
 from typing import Any

@@ -49,10 +49,12 @@ def shuffled(
         order = np.random.default_rng((seed, ORDER, epoch)).permutation(len(data))
         indices = order[position * batch : (position + 1) * batch]
         random = np.random.default_rng((seed, VIEWS, step))
-        views = [
-            View(*(random.random(2) if crop else (None, None)), mirror=bool(mirror and random.random() < 0.5))
-            for _ in indices
-        ]
+        views = [_view(random, crop, mirror) for _ in indices]
         return read(indices, views), None if data.labels is None else data.labels[indices]
 
     return batch_of
+
+
+def _view(random: np.random.Generator, crop: bool, mirror: bool) -> View:
+    top, left, side = random.random(3)
+    return View(float(top) if crop else None, float(left) if crop else None, bool(mirror and side < 0.5))

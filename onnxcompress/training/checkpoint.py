@@ -27,7 +27,7 @@ def write(path: Path, facts: dict[str, Any], arrays: Arrays) -> None:
         with draft.open("wb") as file:
             content = {str(number): arrays[name] for number, name in enumerate(names)}
             text = np.frombuffer(json.dumps({"facts": facts, "names": names}).encode(), np.uint8)
-            np.savez(file, text=text, **content)
+            np.savez(file, allow_pickle=False, text=text, **content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)

@@ -26,6 +26,7 @@ from onnxcompress.training.trainer import Batch, Recipe, start, train
 HEAD_RATE = 10.0
 """By which a new classifier learns faster than the layers before it, as in Caffe's examples."""
 
+
 @dataclass(frozen=True)
 class Finetuned:
     """The result of training.
@@ -90,7 +91,7 @@ def finetune(
             no gradient, or the loss is not finite any more.
     """
     recipe = recipe or Recipe()
-    _check_options(teacher, labels, temperature, teacher_weight)
+    _check_options(teacher is not None, labels, temperature, teacher_weight)
     data = data if isinstance(data, Data) else open_data(data)
     if validation is not None and not isinstance(validation, Data):
         validation = open_data(validation)
@@ -178,10 +179,10 @@ def _batches(
     """A function from the number of a step to its samples and targets."""
     if labels and data.labels is None:
         raise InputError(f"{data.name}: has no labels; give labelled data, or --teacher without --labels")
-    if labels and data.labels.max() >= loss.classes:
+    if labels and data.labels is not None and (highest := data.labels.max()) >= loss.classes:
         raise InputError(
-            f"{data.name}: label {data.labels.max()}, but the network has {loss.classes} classes: "
-            f"give --new-head {data.labels.max() + 1} for a new task"
+            f"{data.name}: label {highest}, but the network has {loss.classes} classes: "
+            f"give --new-head {highest + 1} for a new task"
         )
     eye = np.eye(loss.classes, dtype=np.float32)
 

@@ -51,10 +51,11 @@ def trainable(model: ir.Model) -> dict[str, Multipliers]:
             if _is_fixed(node, index):
                 fixed.add(name)
             elif node.op_type in LAYERS:
-                bias = index == 2
-                found.setdefault(name, BIAS if bias else Multipliers())
+                found.setdefault(name, BIAS if index == 2 else Multipliers())
             elif node.op_type in ("Add", "BatchNormalization", "LayerNormalization", "Mul", "PRelu"):
-                found.setdefault(name, BIAS if node.op_type == "Add" or index == 2 else Multipliers(decay=0.0))
+                found.setdefault(
+                    name, BIAS if node.op_type == "Add" or index == 2 else Multipliers(decay=0.0)
+                )
     trained = {name: each for name, each in found.items() if name not in fixed}
     if not trained:
         raise InputError("the network has no weights that could be trained")

@@ -152,7 +152,7 @@ def restored(path: Path, fingerprint: str) -> Run:
     facts, arrays = checkpoint.read(path)
     if facts["fingerprint"] != fingerprint:
         raise InputError(
-            f"{path}: of a run with other networks, data or options; give the same, or remove it to start anew"
+            f"{path}: of a run with other networks, data or options; give the same, or remove it"
         )
 
     def part(prefix: str) -> Arrays:

@@ -32,7 +32,9 @@ def read_solver(path: str | Path, recipe: Recipe) -> tuple[Recipe, int | None]:
     if not solver.HasField("base_lr"):
         raise InputError(f"{path}: names no base_lr; give a solver.prototxt")
     if solver.regularization_type != "L2":
-        raise InputError(f"{path}: regularization_type {solver.regularization_type} is not supported, only L2")
+        raise InputError(
+            f"{path}: regularization_type {solver.regularization_type} is not supported, only L2"
+        )
     names = {"SGD": "sgd", "Adam": "adam-caffe"}
     if solver.type not in names:
         raise InputError(f"{path}: type {solver.type} is not supported; give one of {', '.join(names)}")

@@ -54,7 +54,7 @@ class Recipe:
             raise InputError(f"optimizer: '{self.optimizer}' is not one of {', '.join(OPTIMIZERS)}")
         if self.rate is None and self.optimizer != "adam":
             raise InputError(
-                f"optimizer {self.optimizer}: give a rate; 0.0002 is a start for Caffe's networks, 0.01 for others"
+                f"{self.optimizer}: give a rate; for Caffe's networks 0.0002, for others 0.01 is a start"
             )
         if self.rate is not None and not self.rate > 0:
             raise InputError(f"rate: {self.rate} is not above 0")
@@ -161,10 +161,9 @@ def train(
         yield Step(state.step, value, rate, time.perf_counter() - begun)
 
 
-def _averaged(
-    loss: Loss, weights: Arrays, x: np.ndarray, targets: list[np.ndarray]
-) -> tuple[float, Arrays]:
-    values, total = [], {}
+def _averaged(loss: Loss, weights: Arrays, x: np.ndarray, targets: list[np.ndarray]) -> tuple[float, Arrays]:
+    values: list[float] = []
+    total: Arrays = {}
     for first in range(0, len(x), loss.samples):
         part = slice(first, first + loss.samples)
         value, gradients = loss(weights, x[part], [target[part] for target in targets])
