@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from onnxcompress.training.batches import shuffled
 from onnxcompress.training.head import new_head as make_head
 from onnxcompress.training.losses import Loss, Term, scoring, softmax
 from onnxcompress.training.parameters import Multipliers, current, trainable, with_weights
+from onnxcompress.training.rates import find_rate
 from onnxcompress.training.runs import Epoch, Run, go, keeper, restored
 from onnxcompress.training.trainer import Batch, Recipe, start, train
 
@@ -129,6 +130,9 @@ def finetune(
         if resume and path is not None and path.exists()
         else Run(start(current(network, list(multipliers)), recipe))
     )
+    if recipe.rate is None:
+        run.rate = run.rate or find_rate(loss, run.state, multipliers, batch_of, recipe)
+        recipe = replace(recipe, rate=run.rate)
     go(
         run,
         train(loss, run.state, multipliers, batch_of, total, recipe),

@@ -46,6 +46,7 @@ class Run:
         losses: of the steps since.
         best: number of the epoch with the best validation, the last one without.
         best_weights: of that epoch.
+        rate: found by trial, or None as long as it is not.
     """
 
     state: State
@@ -53,6 +54,7 @@ class Run:
     losses: list[float] = field(default_factory=list)
     best: int = 0
     best_weights: Arrays = field(default_factory=dict)
+    rate: float | None = None
 
 
 Validate = Callable[[Arrays], Accuracy | None]
@@ -137,6 +139,7 @@ def keeper(path: Path | None, fingerprint: str) -> Callable[[Run], None]:
             "curve": [asdict(epoch) for epoch in run.curve],
             "losses": run.losses,
             "best": run.best,
+            "rate": run.rate,
         }
         checkpoint.write(path, facts, arrays)
 
@@ -166,4 +169,4 @@ def restored(path: Path, fingerprint: str) -> Run:
         for epoch in facts["curve"]
     ]
     state = State(facts["step"], weights, optimizer, facts["units"])
-    return Run(state, curve, facts["losses"], facts["best"], part("best"))
+    return Run(state, curve, facts["losses"], facts["best"], part("best"), facts["rate"])

@@ -12,8 +12,6 @@ from onnxcompress.training.optimizers import OPTIMIZERS, Arrays, Settings, clip,
 from onnxcompress.training.parameters import Multipliers
 from onnxcompress.training.schedules import Schedule, share
 
-ADAM_RATE = 1e-3
-
 Batch = tuple[np.ndarray, list[np.ndarray]]
 """Samples, and a target for every term of the loss."""
 
@@ -26,7 +24,7 @@ class Recipe:
         optimizer: a name from `OPTIMIZERS`.
         rate: of SGD: Caffe's ``base_lr``, for which there is no default that fits every network. Of Adam: the
             share of its own size (the root mean square of its tensor at the start) by which a weight moves
-            per step, which fits whatever the scale of inputs and weights; `ADAM_RATE` if None.
+            per step, which fits whatever the scale of inputs and weights; None: found by `rates.find_rate`.
         schedule: of the rate.
         settings: of the optimizer.
         weight_decay: λ: λ · w is added to the gradient.
@@ -62,11 +60,6 @@ class Recipe:
             raise InputError(f"batch: {self.batch} times {self.iter_size} is not at least 1")
         if self.clip_gradients is not None and not self.clip_gradients > 0:
             raise InputError(f"clip-gradients: {self.clip_gradients} is not above 0")
-
-    @property
-    def base_rate(self) -> float:
-        """The rate, or its default."""
-        return ADAM_RATE if self.rate is None else self.rate
 
 
 @dataclass
@@ -132,23 +125,25 @@ def train(
         multipliers: by weight.
         batch_of: from the number of a step, counted from 0, to its batch: the same for the same number.
         steps: in all.
-        recipe: how.
+        recipe: how; with a rate.
 
     Raises:
         InputError: when the loss is not finite any more.
     """
     _, update = OPTIMIZERS[recipe.optimizer]
+    base = recipe.rate
+    assert base is not None
     while state.step < steps:
         begun = time.perf_counter()
         value, gradients = _averaged(loss, state.weights, *batch_of(state.step))
         if not np.isfinite(value) or not all(np.isfinite(g).all() for g in gradients.values()):
             raise InputError(
                 f"the loss or its gradients are not finite after {state.step} steps (loss {value:.3g}): the "
-                f"rate {recipe.base_rate:g} is too high; try --rate {recipe.base_rate / 10:g}"
+                f"rate {base:g} is too high; try --rate {base / 10:g}"
             )
         if recipe.clip_gradients is not None:
             clip(gradients, recipe.clip_gradients)
-        rate = recipe.base_rate * share(recipe.schedule, state.step, steps)
+        rate = base * share(recipe.schedule, state.step, steps)
         for name, weight in state.weights.items():
             factor, gradient = multipliers[name], gradients[name]
             if factor.rate == 0:

@@ -58,7 +58,7 @@ def test_solver(tmp_path):
     recipe, steps = read_solver(path, Recipe(batch=2))
     assert steps == 50
     assert (recipe.optimizer, recipe.batch, recipe.iter_size, recipe.seed) == ("sgd", 2, 4, 3)
-    assert recipe.base_rate == pytest.approx(0.01)
+    assert recipe.rate == pytest.approx(0.01)
     assert recipe.weight_decay == pytest.approx(5e-4)
     assert recipe.settings.momentum == pytest.approx(0.8)
     assert recipe.clip_gradients == 35
