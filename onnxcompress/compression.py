@@ -21,7 +21,7 @@ from onnxcompress.model import load, simplify
 from onnxcompress.plan import Plan, Ranks, matches, read_plan
 from onnxcompress.pruning import selection as filter_selection
 from onnxcompress.pruning.analysis import analyse
-from onnxcompress.pruning.importance import CRITERIA
+from onnxcompress.pruning.importance import CRITERIA, set_scores
 from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.pruning.surgery import filters_of, remove_filters
 from onnxcompress.shapes import concrete_shapes
@@ -223,11 +223,10 @@ def _choose_filters(
         network,
         graph,
         ratio=ratio,
-        criterion=criterion,
+        scores=set_scores(graph, criterion, seed),
         scope=scope,
         round_to=round_to,
         skip=tuple(skip),
-        seed=seed,
     )
     kept = {}
     for layer in graph.layers:

@@ -10,7 +10,6 @@ from scipy.sparse.csgraph import connected_components
 
 from onnxcompress.plan import matches
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Group
-from onnxcompress.pruning.importance import set_scores
 from onnxcompress.pruning.silence import all_zero, silent_sets, zero_filters
 
 
@@ -19,11 +18,10 @@ def select(
     graph: ChannelGraph,
     *,
     ratio: float,
-    criterion: str,
+    scores: np.ndarray,
     scope: str,
     round_to: int,
     skip: tuple[str, ...],
-    seed: int,
 ) -> tuple[Atoms, int]:
     """Choose the channel sets to remove, the least important first; one of every group stays.
 
@@ -34,18 +32,17 @@ def select(
         model: the network to prune.
         graph: its channels.
         ratio: share to remove, in [0, 1): of each layer's filters (scope ``layer``) or of all (``global``).
-        criterion: a name from `importance.CRITERIA`.
+        scores: importance of every channel set, (sets,).
         scope: ``layer`` or ``global``.
         round_to: layers keep a multiple of so many filters (never more than they have).
         skip: glob patterns of layer names that keep all their filters.
-        seed: of the random criterion.
 
     Returns:
         (ids of channel sets, ascending; how many more were among the least important, but the last of their
         group)
     """
     groups = [group for group in graph.groups if not skipped(group, skip)]
-    scores = set_scores(graph, criterion, seed)
+    scores = scores.copy()
     zero = zero_filters(graph)
     silent = silent_sets(model, graph, zero)
     silent[list(graph.locked)] = False

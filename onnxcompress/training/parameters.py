@@ -67,8 +67,11 @@ def trainable(model: ir.Model) -> dict[str, Multipliers]:
 
 
 def _is_fixed(node: ir.Node, index: int) -> bool:
-    if node.op_type == "BatchNormalization":
-        return index in STATISTICS
+    return sums_squares(node) or (node.op_type == "BatchNormalization" and index in STATISTICS)
+
+
+def sums_squares(node: ir.Node) -> bool:
+    """Whether a node is the Conv of an LRN written as convolutions: its weights are no layer's."""
     if node.op_type != "Conv":
         return False
     source = node.inputs[0].producer() if node.inputs[0] is not None else None
