@@ -68,8 +68,9 @@ def prune_in_steps(
         if filters:
             network = recover(remove_filters(network, filters))
         # An LRN that was cut is a Conv now, which a plan for the first network does not know.
-        for name in left.keys() & filters.keys():
-            indices = filters[name]
+        for name, indices in filters.items():
+            if name not in left:
+                continue
             removed.setdefault(name, []).extend(left[name][indices].tolist())
             left[name] = np.delete(left[name], indices)
         if progress is not None:
