@@ -410,8 +410,13 @@ def finetune(
     save(result.model, output, original=network if new_head is None else None)
     checkpoint.unlink(missing_ok=True)
     _show(
-        {"output": str(output), "best": result.best, "epochs": report.records(result.curve)},
-        [f"{output}: the weights after epoch {result.best}"],
+        {
+            "output": str(output),
+            "best": result.best,
+            "rate": result.rate,
+            "epochs": report.records(result.curve),
+        },
+        [f"{output}: the weights after epoch {result.best}, highest rate {result.rate:g}"],
         as_json,
         quiet,
     )

@@ -15,7 +15,17 @@ import onnxcompress as oc
 from onnxcompress.__main__ import main
 from tests.networks import Builder
 
-COMMANDS = ["import-caffe", "inspect", "prune", "decompose", "compress", "apply", "evaluate", "bench"]
+COMMANDS = [
+    "import-caffe",
+    "inspect",
+    "prune",
+    "decompose",
+    "compress",
+    "apply",
+    "evaluate",
+    "bench",
+    "finetune",
+]
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """Caffe's protobuf messages, as far as an importer for inference and the reader of solvers need them.
 
-Field names, numbers, types and defaults are facts of Caffe's file format. Of networks, fields that do not
-change what a trained one computes (engines, learning rates, data sources) are left out: parsers skip them.
+Field names, numbers, types and defaults are facts of Caffe's file format. Of networks, fields that change
+neither what a trained one computes nor how it is trained on (engines, data sources) are left out: the parsers
+skip them.
 """
 
 from typing import Any
@@ -58,6 +59,8 @@ BlobProto
     double_data 8 bytes
 ParamSpec
     name 1 string
+    lr_mult 3 float 1
+    decay_mult 4 float 1
 LayerParameter
     name 1 string
     type 2 string
@@ -98,6 +101,8 @@ THRESHOLD=31 DUMMY_DATA=32 SLICE=33 MVN=34 ABSVAL=35 SILENCE=36 CONTRASTIVE_LOSS
     top 3 string*
     name 4 string
     type 5 V1LayerParameter.LayerType
+    blobs_lr 7 float*
+    weight_decay 8 float*
     blobs 6 BlobProto*
     concat_param 9 ConcatParameter
     convolution_param 10 ConvolutionParameter

@@ -35,11 +35,13 @@ class Finetuned:
     Attributes:
         model: with the weights of the best epoch.
         best: its number: by the validation, the last one without.
+        rate: the highest, given or found.
         curve: all epochs.
     """
 
     model: ir.Model
     best: int
+    rate: float
     curve: tuple[Epoch, ...]
 
 
@@ -130,9 +132,9 @@ def finetune(
         if resume and path is not None and path.exists()
         else Run(start(current(network, list(multipliers)), recipe))
     )
-    if recipe.rate is None:
-        run.rate = run.rate or find_rate(loss, run.state, multipliers, batch_of, recipe)
-        recipe = replace(recipe, rate=run.rate)
+    if run.rate is None:
+        run.rate = recipe.rate or find_rate(loss, run.state, multipliers, batch_of, recipe)
+    recipe = replace(recipe, rate=run.rate)
     go(
         run,
         train(loss, run.state, multipliers, batch_of, total, recipe),
@@ -143,7 +145,7 @@ def finetune(
         progress=progress,
         on_epoch=on_epoch,
     )
-    return Finetuned(with_weights(network, run.best_weights), run.best, tuple(run.curve))
+    return Finetuned(with_weights(network, run.best_weights), run.best, run.rate, tuple(run.curve))
 
 
 def _check_options(teacher: bool, labels: bool, temperature: float, teacher_weight: float) -> None:

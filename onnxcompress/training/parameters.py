@@ -1,5 +1,6 @@
 """Which weights are trained, and how fast each."""
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +28,27 @@ class Multipliers:
     decay: float = 1.0
 
 
+METADATA_KEY = "onnxcompress.multipliers"
+"""Of nodes: JSON, a pair of rate and decay for the weights and one for the biases."""
+
 BIAS = Multipliers(rate=2.0, decay=0.0)
 """Of biases, by the custom of Caffe's networks."""
+
+
+def note_multipliers(node: ir.Node, multipliers: list[tuple[float, float]]) -> None:
+    """Keep the multipliers of a layer's weights and biases with it, where they are not the usual ones."""
+    usual = [(1.0, 1.0), (BIAS.rate, BIAS.decay)]
+    if multipliers and multipliers != usual[: len(multipliers)]:
+        node.metadata_props[METADATA_KEY] = json.dumps(multipliers)
+
+
+def _noted(node: ir.Node, index: int) -> Multipliers:
+    """Those of an input of a layer."""
+    usual = BIAS if index == 2 else Multipliers()
+    try:
+        return Multipliers(*map(float, json.loads(node.metadata_props[METADATA_KEY])[index - 1]))
+    except (KeyError, IndexError, ValueError, TypeError):
+        return usual
 
 
 def trainable(model: ir.Model) -> dict[str, Multipliers]:
@@ -51,7 +71,7 @@ def trainable(model: ir.Model) -> dict[str, Multipliers]:
             if _is_fixed(node, index):
                 fixed.add(name)
             elif node.op_type in LAYERS:
-                found.setdefault(name, BIAS if index == 2 else Multipliers())
+                found.setdefault(name, _noted(node, index))
             elif node.op_type in ("Add", "BatchNormalization", "LayerNormalization", "Mul", "PRelu"):
                 found.setdefault(
                     name, BIAS if node.op_type == "Add" or index == 2 else Multipliers(decay=0.0)

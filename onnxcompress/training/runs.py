@@ -46,7 +46,7 @@ class Run:
         losses: of the steps since.
         best: number of the epoch with the best validation, the last one without.
         best_weights: of that epoch.
-        rate: found by trial, or None as long as it is not.
+        rate: the highest, given or found; None as long as it is not.
     """
 
     state: State

@@ -6,6 +6,7 @@ from onnxcompress.data import batches
 from onnxcompress.model import simplify
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.importance import set_scores
+from onnxcompress.pruning.interleaved import prune_and_train
 from onnxcompress.pruning.iterative import prune_in_steps
 from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.pruning.taylor import taylor_scores
@@ -108,3 +109,13 @@ def test_each_round_is_recovered(trained):
     )
     assert len(seen) == 4
     assert seen == sorted(seen, reverse=True)
+
+
+def test_training_in_between_keeps_the_accuracy(trained):
+    model, test = simplify(trained), samples(200, seed=9)
+    recipe = Recipe(rate=0.02, batch=16)
+    options = {"ratio": 0.6, "step": 0.2, "scope": "layer", "steps": 24, "limit": 64, "recipe": recipe}
+    pruned, filters = prune_and_train(model, samples(128), labels=True, **options)
+    at_once = remove_filters(model, filters)
+    assert oc.cost(pruned).macs == oc.cost(at_once).macs
+    assert oc.evaluate(pruned, test).top1 > 0.95
