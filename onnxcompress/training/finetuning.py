@@ -34,7 +34,7 @@ class Finetuned:
 
     Attributes:
         model: with the weights of the best epoch.
-        best: its number: by the validation, the last one without.
+        best: its number: by the validation, the last of equal ones; the last one without.
         rate: the highest, given or found.
         curve: all epochs.
     """

@@ -44,7 +44,7 @@ class Run:
         state: of the training.
         curve: the epochs that are done.
         losses: of the steps since.
-        best: number of the epoch with the best validation, the last one without.
+        best: number of the epoch with the best validation, the last of equal ones; the last one without.
         best_weights: of that epoch.
         rate: the highest, given or found; None as long as it is not.
     """
@@ -85,7 +85,7 @@ def go(
     """
 
     def close(epoch: Epoch) -> None:
-        if not run.curve or epoch.validation is None or _merit(epoch) > _merit(run.curve[run.best]):
+        if not run.curve or epoch.validation is None or _merit(epoch) >= _merit(run.curve[run.best]):
             run.best = epoch.number
             run.best_weights = {name: weight.copy() for name, weight in run.state.weights.items()}
         run.curve.append(epoch)
