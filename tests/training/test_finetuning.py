@@ -5,13 +5,15 @@ import sys
 import time
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import onnxcompress as oc
+from onnxcompress.caffe import import_caffe_text
 from onnxcompress.data import Data
 from onnxcompress.training.finetuning import finetune
 from onnxcompress.training.trainer import Recipe
-from tests.training.small import network, samples
+from tests.training.small import PROTOTXT, network, samples
 
 RECIPE = Recipe(rate=0.02, batch=16)
 
@@ -155,3 +157,24 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(oc.InputError, match="not a checkpoint"):
         finetune(network(), samples(64), epochs=1, resume=True, **options)
+
+
+@pytest.mark.parametrize("opset", [13, 22])
+def test_older_and_newer_opsets(opset):
+    model = import_caffe_text(PROTOTXT, seed=0, opset=opset)
+    result = finetune(model, samples(64), labels=True, steps=8, recipe=RECIPE)
+    assert result.model.opset_imports[""] == opset
+    assert result.curve[-1].loss < 2
+
+
+def test_a_network_of_fixed_batch_size():
+    model = network()
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        value.shape = ir.Shape([2, *value.shape[1:]])
+    fixed = finetune(model, samples(32), labels=True, steps=2, recipe=RECIPE).model
+    free = finetune(network(), samples(32), labels=True, steps=2, recipe=RECIPE).model
+    assert fixed.graph.inputs[0].shape[0] == 2
+    for name, array in weights(free).items():
+        np.testing.assert_allclose(weights(fixed)[name], array, rtol=1e-3, atol=1e-5)
+    with pytest.raises(oc.InputError, match="a multiple of 2"):
+        finetune(model, samples(32), labels=True, recipe=Recipe(batch=3))
