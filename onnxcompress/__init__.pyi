@@ -1,7 +1,18 @@
 """What `onnxcompress` offers; read by its loader, editors and type checkers."""
 
 from .caffe import import_caffe
-from .compression import Compressed, Stage, apply, compress, decompose, prune
+from .compression import (
+    Calibration,
+    Compressed,
+    Fitted,
+    Point,
+    Stage,
+    apply,
+    compress,
+    decompose,
+    prune,
+    tradeoff,
+)
 from .errors import InputError
 from .inspection import Inspection, inspect
 from .measure.accuracy import Accuracy, evaluate
@@ -16,14 +27,17 @@ from .training.trainer import Recipe
 
 __all__ = [
     "Accuracy",
+    "Calibration",
     "Compressed",
     "Cost",
     "Epoch",
     "Finetuned",
+    "Fitted",
     "InputError",
     "Inspection",
     "Latency",
     "Plan",
+    "Point",
     "Preprocessing",
     "Ranks",
     "Recipe",
@@ -41,6 +55,7 @@ __all__ = [
     "prune",
     "read_plan",
     "save",
+    "tradeoff",
 ]
 
 __version__: str

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ParamSpec
 
@@ -17,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import onnxcompress as verbs
-from onnxcompress import report
+from onnxcompress import plots, report
+from onnxcompress.compression import Calibration
 from onnxcompress.errors import InputError
 from onnxcompress.model import check_output, copy, files_of, load, save, write_text
 from onnxcompress.plan import read_plan, to_yaml
@@ -31,7 +33,7 @@ LONGEST_MESSAGE = 1000
 """Characters."""
 
 P = ParamSpec("P")
-Advance = Callable[[int, int], None]
+Advance = Callable[[str, int, int], None]
 
 app = typer.Typer(
     name="onnxcompress",
@@ -56,7 +58,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object (docs/
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print neither progress nor tables.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Ratio = Annotated[float, typer.Option(help="Share of the filters to remove, in [0, 1).")]
-Criterion = Annotated[str, typer.Option(help="What tells which filters matter least: l1, l2, fpgm, random.")]
+Criterion = Annotated[
+    str,
+    typer.Option(
+        help="What tells which filters matter least: l1, l2, fpgm, random; with --data also apoz, "
+        "activation, reconstruction, taylor. Default: reconstruction with --data, else l2.",
+        show_default=False,
+    ),
+]
 Scope = Annotated[
     str, typer.Option(help="The ratio is that of every layer (layer) or of the network (global).")
 ]
@@ -66,6 +75,41 @@ Skip = Annotated[list[str], typer.Option(help="Glob of layer names to leave as t
 IncludePointwise = Annotated[bool, typer.Option("--include-pointwise", help="Factor 1×1 convolutions too.")]
 IncludeGemm = Annotated[bool, typer.Option("--include-gemm", help="Factor fully connected layers too.")]
 Seed = Annotated[int, typer.Option(help="Seed of the random criterion.")]
+CalibrationData = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Folder of images (labels are not used), .npz or .npy: weights are fitted to these.",
+        show_default=False,
+    ),
+]
+Limit = Annotated[int | None, typer.Option(help="Take so many samples, evenly spread.", min=1)]
+Stats = Annotated[
+    Path | None, typer.Option(help="File to keep the statistics of the network on the data in.")
+]
+ChannelOrder = Annotated[
+    str | None, typer.Option(help="Of the images, instead of what the file says; see import-caffe.")
+]
+Mean = Annotated[str | None, typer.Option(help="Likewise.")]
+Scale = Annotated[str | None, typer.Option(help="Likewise.")]
+Resize = Annotated[str | None, typer.Option(help="Likewise.")]
+Crop = Annotated[str | None, typer.Option(help="Likewise.")]
+Target = Annotated[
+    str, typer.Option(help="What may stay: macs=SHARE or params=SHARE of the network's.", show_default=False)
+]
+KeepAccuracy = Annotated[
+    float | None,
+    typer.Option(
+        help="Look for the smallest network that keeps this share of the top-1 choices.", min=0, max=1
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="joint: filters and ranks under one budget, the default with one; paper: --ratio, then --rank.",
+        show_default=False,
+    ),
+]
 Layers = Annotated[bool, typer.Option("--layers", help="Print a row per layer as well.")]
 Threads = Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 takes all cores.", min=0)]
 
@@ -188,11 +232,19 @@ def prune(
     model: Model,
     output: Output,
     ratio: Ratio = 0.3,
-    criterion: Criterion = "l2",
+    criterion: Criterion = "",
     scope: Scope = "layer",
     round_to: RoundTo = 1,
     skip: Skip = [],  # noqa: B006  # typer's way to repeat an option
     seed: Seed = 0,
+    data: CalibrationData = None,
+    limit: Limit = None,
+    stats: Stats = None,
+    channel_order: ChannelOrder = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    resize: Resize = None,
+    crop: Crop = None,
     layers: Layers = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -200,12 +252,24 @@ def prune(
 ) -> int:
     """Remove whole filters.
 
-    Everything tied to them goes with them. Writes OUTPUT, and the plan beside it as .plan.yaml.
+    Everything tied to them goes with them. With --data, the weights that stay are fitted so that the network
+    gives what it gave. Writes OUTPUT, and the plan beside it as .plan.yaml.
     """
     network = _read(model, output)
-    result = verbs.prune(
-        network, ratio=ratio, criterion=criterion, scope=scope, round_to=round_to, skip=skip, seed=seed
-    )
+    preprocessing = _preprocessing(network, channel_order, mean, scale, resize, crop)
+    calibration = _calibration(data, preprocessing, limit, stats)
+    with _progress(quiet) as advance:
+        result = verbs.prune(
+            network,
+            ratio=ratio,
+            criterion=criterion,
+            scope=scope,
+            round_to=round_to,
+            skip=skip,
+            seed=seed,
+            data=calibration,
+            progress=advance,
+        )
     return _finish(result, output, layers, as_json, quiet)
 
 
@@ -218,6 +282,14 @@ def decompose(
     skip: Skip = [],  # noqa: B006
     include_pointwise: IncludePointwise = False,
     include_gemm: IncludeGemm = False,
+    data: CalibrationData = None,
+    limit: Limit = None,
+    stats: Stats = None,
+    channel_order: ChannelOrder = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    resize: Resize = None,
+    crop: Crop = None,
     layers: Layers = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -231,7 +303,9 @@ def decompose(
     share the factors. Depthwise layers and those whose chain would not have fewer MACs stay as they are.
     """
     network = _read(model, output)
-    with _progress("choosing ranks", quiet) as advance:
+    preprocessing = _preprocessing(network, channel_order, mean, scale, resize, crop)
+    calibration = _calibration(data, preprocessing, limit, stats)
+    with _progress(quiet) as advance:
         result = verbs.decompose(
             network,
             rank=rank,
@@ -239,6 +313,7 @@ def decompose(
             skip=skip,
             include_pointwise=include_pointwise,
             include_gemm=include_gemm,
+            data=calibration,
             progress=advance,
         )
     return _finish(result, output, layers, as_json, quiet)
@@ -248,8 +323,11 @@ def decompose(
 def compress(
     model: Model,
     output: Output,
+    target: Target = "",
+    keep_accuracy: KeepAccuracy = None,
+    method: Method = "",
     ratio: Ratio = 0.3,
-    criterion: Criterion = "l2",
+    criterion: Criterion = "",
     scope: Scope = "layer",
     rank: Rank = "vbmf",
     round_to: RoundTo = 1,
@@ -257,20 +335,40 @@ def compress(
     include_pointwise: IncludePointwise = False,
     include_gemm: IncludeGemm = False,
     seed: Seed = 0,
+    data: CalibrationData = None,
+    limit: Limit = None,
+    stats: Stats = None,
+    channel_order: ChannelOrder = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    resize: Resize = None,
+    crop: Crop = None,
     layers: Layers = False,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> int:
-    """Prune, then decompose what is left.
+    """Prune and decompose.
 
-    The order of Goyal et al. (2019). LRN is written as banded convolutions, which is exact and faster.
+    With --data and --target (or --keep-accuracy), how many filters go and at which ranks layers are factored
+    is chosen together, layer by layer, under that one budget, and the weights are fitted so that the network
+    gives what it gave:
+
+    onnxcompress compress model.onnx -o small.onnx --data images/ --target macs=0.5
+
+    Without a target: prune, then decompose what is left, in the order of Goyal et al. (2019), with the
+    options --ratio … --include-gemm. LRN is written as banded convolutions, which is exact and faster.
     Writes OUTPUT, and the plan beside it as .plan.yaml.
     """
     network = _read(model, output)
-    with _progress("choosing ranks", quiet) as advance:
+    preprocessing = _preprocessing(network, channel_order, mean, scale, resize, crop)
+    calibration = _calibration(data, preprocessing, limit, stats)
+    with _progress(quiet) as advance:
         result = verbs.compress(
             network,
+            target=target,
+            keep_accuracy=keep_accuracy,
+            method=method,
             ratio=ratio,
             criterion=criterion,
             scope=scope,
@@ -280,6 +378,7 @@ def compress(
             include_pointwise=include_pointwise,
             include_gemm=include_gemm,
             seed=seed,
+            data=calibration,
             progress=advance,
         )
     return _finish(result, output, layers, as_json, quiet)
@@ -290,6 +389,14 @@ def apply(
     model: Model,
     plan: Annotated[Path, typer.Argument(help="Plan, as prune, decompose or compress wrote it, or edited.")],
     output: Output,
+    data: CalibrationData = None,
+    limit: Limit = None,
+    stats: Stats = None,
+    channel_order: ChannelOrder = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    resize: Resize = None,
+    crop: Crop = None,
     layers: Layers = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -299,7 +406,62 @@ def apply(
     check_output(output, plan)
     steps = read_plan(plan)
     network = _read(model, output)
-    return _finish(verbs.apply(network, steps), output, layers, as_json, quiet, write_plan=False)
+    preprocessing = _preprocessing(network, channel_order, mean, scale, resize, crop)
+    calibration = _calibration(data, preprocessing, limit, stats)
+    with _progress(quiet) as advance:
+        result = verbs.apply(network, steps, data=calibration, progress=advance)
+    return _finish(result, output, layers, as_json, quiet, write_plan=False)
+
+
+@command("tradeoff")
+def tradeoff(
+    model: Model,
+    data: Annotated[
+        Path,
+        typer.Option(help="Folder of images (labels are not used), .npz or .npy.", show_default=False),
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="JSON to write.", show_default=False)],
+    plot: Annotated[Path | None, typer.Option(help="PNG to draw.", show_default=False)] = None,
+    kind: Annotated[str, typer.Option(help="Cost: macs or params.")] = "macs",
+    shares: Annotated[str, typer.Option(help="Of the cost that may stay.")] = "0.8,0.65,0.5,0.4,0.3",
+    skip: Skip = [],  # noqa: B006
+    limit: Limit = None,
+    stats: Stats = None,
+    channel_order: ChannelOrder = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show how much is lost at which cost.
+
+    Builds a network for each share, as 'compress --target' would, and measures it on samples that nothing was
+    fitted to or chosen by.
+    """
+    for path in (output, plot):
+        if path is not None:
+            check_output(path, model)
+    network = load(model)
+    preprocessing = _preprocessing(network, channel_order, mean, scale, resize, crop)
+    calibration = _calibration(data, preprocessing, limit, stats)
+    assert calibration is not None
+    with _progress(quiet) as advance:
+        points = verbs.tradeoff(
+            network,
+            data=calibration,
+            kind=kind,
+            shares=_numbers("shares", shares),
+            skip=skip,
+            progress=advance,
+        )
+    content = report.tradeoff_json(points)
+    write_text(output, json.dumps(content, indent=1) + "\n")
+    if plot is not None:
+        plots.tradeoff(points, kind, plot)
+    _show(content, [report.tradeoff_table(points)], as_json, quiet)
 
 
 @command("finetune")
@@ -383,7 +545,7 @@ def finetune(
             stdout.print(report.epoch_line(epoch), markup=False, soft_wrap=True)
 
     try:
-        with _progress("training", quiet) as advance:
+        with _progress(quiet) as advance:
             result = verbs.finetune(
                 network,
                 data,
@@ -400,7 +562,7 @@ def finetune(
                 mirror=mirror,
                 checkpoint_file=checkpoint,
                 resume=resume,
-                progress=advance,
+                progress=functools.partial(advance, "training"),
                 on_epoch=tell,
             )
     except KeyboardInterrupt:
@@ -434,15 +596,13 @@ def evaluate(
     reference: Annotated[
         Path | None, typer.Option(help="Network to compare with, most often the original.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Evaluate so many samples, evenly spread.", min=1)] = None,
+    limit: Limit = None,
     batch: Annotated[int, typer.Option(help="Samples per run.", min=1)] = 16,
-    channel_order: Annotated[
-        str | None, typer.Option(help="Instead of what the file says; see import-caffe.")
-    ] = None,
-    mean: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    scale: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    resize: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    crop: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    channel_order: ChannelOrder = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    resize: Resize = None,
+    crop: Crop = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -452,17 +612,8 @@ def evaluate(
     Top-1 and top-5 on labelled data; with --reference, how close the outputs are to those of that network.
     """
     network = load(model)
-    changes: dict[str, Any] = {}
-    if channel_order is not None:
-        changes["channel_order"] = channel_order
-    for name, text in (("mean", mean), ("scale", scale)):
-        if text is not None:
-            changes[name] = _numbers(name, text)
-    for name, text, none in (("resize", resize, "none"), ("crop", crop, "input")):
-        if text is not None:
-            changes[name] = _size(name, text, none)
-    preprocessing = replace(read(network) or Preprocessing(), **changes) if changes else None
-    with _progress("evaluating", quiet) as advance:
+    preprocessing = _preprocessing(network, channel_order, mean, scale, resize, crop)
+    with _progress(quiet) as advance:
         found = verbs.evaluate(
             network,
             data,
@@ -470,7 +621,7 @@ def evaluate(
             preprocessing=preprocessing,
             batch=batch,
             limit=limit,
-            progress=advance,
+            progress=partial(advance, "evaluating"),
         )
     _show(asdict(found), [report.accuracy_table(found)], as_json, quiet)
 
@@ -492,14 +643,14 @@ def bench(
     In ONNX Runtime on the CPU, in turns; ratios are to the first one.
     """
     networks = [load(model) for model in models]
-    with _progress("timing", quiet) as advance:
+    with _progress(quiet) as advance:
         found = verbs.bench(
             networks,
             names=[str(model) for model in models],
             threads=threads,
             batch=batch,
             runs=runs,
-            progress=advance,
+            progress=partial(advance, "timing"),
         )
     _show({"networks": report.records(found)}, [report.latency_table(found)], as_json, quiet)
 
@@ -512,6 +663,37 @@ def _read(source: Path, output: Path) -> ir.Model:
         check_output(path, *files_of(network))
     runner(source)
     return network
+
+
+def _preprocessing(
+    network: ir.Model,
+    channel_order: str | None,
+    mean: str | None,
+    scale: str | None,
+    resize: str | None,
+    crop: str | None,
+) -> Preprocessing | None:
+    """What the options change of the preprocessing that a network carries; None where they change nothing."""
+    changes: dict[str, Any] = {}
+    if channel_order is not None:
+        changes["channel_order"] = channel_order
+    for name, text in (("mean", mean), ("scale", scale)):
+        if text is not None:
+            changes[name] = _numbers(name, text)
+    for name, text, none in (("resize", resize, "none"), ("crop", crop, "input")):
+        if text is not None:
+            changes[name] = _size(name, text, none)
+    return replace(read(network) or Preprocessing(), **changes) if changes else None
+
+
+def _calibration(
+    data: Path | None, preprocessing: Preprocessing | None, limit: int | None, stats: Path | None
+) -> Calibration | None:
+    if data is None:
+        return None
+    if stats is not None:
+        check_output(stats)
+    return Calibration(data, preprocessing, limit, stats)
 
 
 def _plan_of(output: Path) -> Path:
@@ -546,6 +728,8 @@ def _finish(
     if layers:
         lines.append(report.layers_table(result))
     lines += report.kept_lines(result)
+    if result.fitted is not None:
+        lines += report.fitted_lines(result.fitted)
     if len(result.stages) == 1:
         lines.append("nothing to do: the output is the input network")
     if result.shortfall:
@@ -571,11 +755,17 @@ def _show(content: dict[str, Any], lines: Sequence[Table | str], as_json: bool, 
 
 
 @contextmanager
-def _progress(what: str, quiet: bool) -> Iterator[Advance]:
-    columns = TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+def _progress(quiet: bool) -> Iterator[Advance]:
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=stderr, transient=True, disable=quiet or not stderr.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task("", total=None)
+
+        def advance(what: str, done: int, total: int) -> None:
+            if bar.tasks[0].description != what:
+                bar.reset(task, description=what)
+            bar.update(task, completed=done, total=total)
+
+        yield advance
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

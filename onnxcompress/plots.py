@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxcompress.compression import Compressed
+from onnxcompress.compression import Compressed, Point
 from onnxcompress.errors import InputError
 from onnxcompress.report import layers_json
 
@@ -41,6 +41,25 @@ def plot_bars(names: Sequence[str], values: Sequence[float], label: str, path: s
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel(label)
+    finish(figure, path)
+
+
+def tradeoff(points: Sequence[Point], kind: str, path: str | Path) -> None:
+    """Draw what is kept, measured on samples that nothing was fitted to, against the share of the cost.
+
+    Raises:
+        InputError: when Matplotlib is not installed.
+    """
+    figure, axes = new_figure(6, 4)
+    shares = [point.share for point in points]
+    kept = [100 * point.fitted.closeness.kept for point in points]
+    axes.plot([1, *shares], [100, *kept], marker="o", color=AFTER)
+    axes.set_xlim(1.02, 0)
+    axes.set_ylim(min(kept) - 3, 101)
+    axes.grid(color=BEFORE, linewidth=0.5)
+    axes.set_xlabel(f"share of the {'MACs' if kind == 'macs' else 'parameters'} that stays")
+    classes = points[0].fitted.closeness.agreement is not None
+    axes.set_ylabel("same best class, %" if classes else "variance of the outputs kept, %")
     finish(figure, path)
 
 

@@ -10,11 +10,15 @@ from rich import box
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from onnxcompress.compression import Compressed
+    from onnxcompress.compression import Compressed, Fitted, Point
     from onnxcompress.inspection import InspectedLayer, Inspection
     from onnxcompress.measure.accuracy import Accuracy
     from onnxcompress.measure.latency import Latency
     from onnxcompress.training.runs import Epoch
+
+
+FEW = 100
+"""Samples below which figures are to be taken with caution."""
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
@@ -161,6 +165,75 @@ def stages_table(result: Compressed) -> Table:
     return table("", ["stage", "params", "", "MACs", "", "fewer MACs"], rows)
 
 
+def fitted_lines(fitted: Fitted) -> list[str]:
+    """What the calibration samples were used for, and how close the result is on those used for nothing."""
+    close = fitted.closeness
+    lines = [
+        f"weights fitted to {fitted.fit} samples, choices made on {fitted.choose} others, measured on "
+        f"{fitted.report} that neither saw: {_closeness(fitted)}"
+    ]
+    total = fitted.fit + fitted.choose + fitted.report
+    if total < FEW:
+        lines.append(
+            f"{total} samples are few: what fits them may not hold for others; better are 100 to 1000"
+        )
+    if close.agreement is not None and fitted.report < FEW:
+        # Of one success and one failure more (Agresti and Coull 1998): of 100 % too, the error is not 0.
+        share = (close.agreement * fitted.report + 1) / (fitted.report + 2)
+        error = (share * (1 - share) / (fitted.report + 2)) ** 0.5
+        lines.append(f"the standard error of that agreement is {100 * error:.1f} points")
+    return lines
+
+
+def _closeness(fitted: Fitted) -> str:
+    close = fitted.closeness
+    same = "" if close.agreement is None else f"{100 * close.agreement:.1f} % the same best class, "
+    expected = "" if fitted.expected_damage is None else f" ({fitted.expected_damage:.3g} expected unfitted)"
+    return f"{same}damage {close.damage:.3g}{expected}"
+
+
+def fitted_json(fitted: Fitted) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "samples": {"fit": fitted.fit, "choose": fitted.choose, "report": fitted.report},
+        "agreement": fitted.closeness.agreement,
+        "damage": fitted.closeness.damage,
+        "expected_damage": fitted.expected_damage,
+    }
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def tradeoff_table(points: Sequence[Point]) -> Table:
+    """One row per network."""
+    rows = [
+        [
+            f"{point.share:.2f}",
+            millions(point.params),
+            millions(point.macs),
+            ""
+            if point.fitted.closeness.agreement is None
+            else f"{100 * point.fitted.closeness.agreement:.1f} %",
+            f"{point.fitted.closeness.damage:.4f}",
+            f"{point.fitted.expected_damage:.4f}",
+        ]
+        for point in points
+    ]
+    return table("", ["share", "params", "MACs", "same best class", "damage", "expected unfitted"], rows)
+
+
+def tradeoff_json(points: Sequence[Point]) -> dict[str, Any]:
+    """The same for programs."""
+    return {
+        "points": [
+            {"share": point.share, "params": point.params, "macs": point.macs, **fitted_json(point.fitted)}
+            for point in points
+        ]
+    }
+
+
 def layers_table(result: Compressed) -> Table:
     """One row per layer of the original: filters and MACs before and after, ranks."""
     rows = []
@@ -233,6 +306,7 @@ def compressed_json(result: Compressed) -> dict[str, Any]:
         "kept": result.plan.kept,
         "unknown_operators": result.unknown,
         "shortfall": result.shortfall,
+        "fitted": None if result.fitted is None else fitted_json(result.fitted),
     }
 
 

@@ -22,7 +22,8 @@ class FactorLayer:
     Attributes:
         node: the node.
         kind: ``kxk`` (Tucker-2), ``1x1`` or ``gemm`` (singular value decomposition), or ``depthwise``.
-        obstacle: empty for a layer that can be factored; of another one nothing below is known.
+        obstacle: empty for a layer that can be factored. Of another one, unless it is depthwise, nothing
+            below is known.
         constant: which of the node's inputs holds the weights W: 1, or 0 for a product W·x.
         mirrored: whether they are stored with the input side first: (C, M / groups, *kernel).
         shape: of `weight`.
@@ -65,6 +66,11 @@ class FactorLayer:
         return self.shape[0] // self.groups, self.shape[1]
 
     @property
+    def width(self) -> int:
+        """Inputs of one filter: C / groups · kernel."""
+        return math.prod(self.shape[1:])
+
+    @property
     def size(self) -> int:
         """Positions at which all the weights are applied: a ConvTranspose applies them at its input's."""
         return self.input_size if self.node.op_type == "ConvTranspose" else self.output_size
@@ -83,6 +89,41 @@ class FactorLayer:
         macs += self.input_size * into * ranks.into if ranks.into < into else 0
         macs += self.output_size * out * ranks.out if ranks.out < out else 0
         return self.groups * macs
+
+    @property
+    def bias(self) -> NDArray[np.float64] | None:
+        """A new float64 array of shape (M,); None where the layer has none that can change."""
+        value = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        stored = weights_of(value)
+        if stored is None:
+            return None
+        return np.broadcast_to(np.asarray(stored, np.float64).ravel(), self.shape[:1]).copy()
+
+    def chain_params(self, ranks: Ranks) -> int:
+        """Weights of the chain at these ranks."""
+        (out, into), kernel = self.sides, math.prod(self.shape[2:])
+        if self.kind != "kxk":
+            return self.groups * ranks.out * (into + out)
+        params = ranks.into * ranks.out * kernel
+        params += into * ranks.into if ranks.into < into else 0
+        params += out * ranks.out if ranks.out < out else 0
+        return self.groups * params
+
+
+def set_weights(layer: FactorLayer, weight: NDArray, bias: NDArray | None) -> None:
+    """Store other weights, (M, C / groups, *kernel), and bias, (M,), in the layer's type, in place."""
+    _store(layer.weights, swap_sides(weight, layer.groups) if layer.mirrored else weight)
+    if bias is not None:
+        value = layer.node.inputs[2]
+        assert value is not None
+        assert value.const_value is not None
+        shape = value.const_value.shape.numpy()
+        _store(value, bias.reshape(*shape[:-1], -1) if math.prod(shape) == bias.size else bias)
+
+
+def _store(value: ir.Value, array: NDArray) -> None:
+    assert value.dtype is not None
+    value.const_value = ir.tensor(np.ascontiguousarray(array, value.dtype.numpy()), name=value.name)
 
 
 def factor_layers(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> list[FactorLayer]:
@@ -150,9 +191,10 @@ def _examine(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> FactorLayer |
         groups, mirrored = 1, transposed != bool(constant)
         sizes = (math.prod(out) // stored[0 if not mirrored else 1],) * 2
     shape = (stored[1] * groups, stored[0] // groups, *stored[2:]) if mirrored else stored
+    obstacle = ""
     if groups > 1 and shape[1] == 1:
-        return FactorLayer(node, "depthwise", "a depthwise convolution mixes no channels")
-    return FactorLayer(node, kind, "", constant, mirrored, shape, groups, *sizes)
+        kind, obstacle = "depthwise", "a depthwise convolution mixes no channels"
+    return FactorLayer(node, kind, obstacle, constant, mirrored, shape, groups, *sizes)
 
 
 def _stranger(readers: list[FactorLayer]) -> str:

@@ -1,11 +1,13 @@
 """Choosing the ranks at which layers are factored."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import ceil
 
 import numpy as np
 
+from onnxcompress.calibration.statistics import Moments
+from onnxcompress.factoring.fitted import channel_slices, regular
 from onnxcompress.factoring.layers import FactorLayer, sharing
 from onnxcompress.factoring.ranks import MatrixRank, tucker_ranks
 from onnxcompress.plan import Ranks, matches
@@ -21,6 +23,7 @@ def select(
     round_to: int,
     skip: tuple[str, ...],
     include: frozenset[str],
+    moments: Mapping[str, Moments] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Ranks], dict[str, str]]:
     """Choose ranks by a rule; leave alone what would not have fewer MACs.
@@ -34,6 +37,7 @@ def select(
         round_to: ranks are rounded up to a multiple, at most to the layer's width.
         skip: glob patterns of layer names.
         include: kinds of layers to factor (see `FactorLayer.kind`).
+        moments: of what layers read; where given, the rule sees a layer's response instead of its weights.
         progress: called with (layers done, layers in all), of which those with the same weights are one.
 
     Returns:
@@ -44,7 +48,8 @@ def select(
     for done, readers in enumerate(considered):
         if progress is not None:
             progress(done, len(considered))
-        decision = _decision(readers, rank, round_to, skip)
+        known = moments.get(readers[0].name) if moments and len(readers) == 1 else None
+        decision = _decision(readers, rank, round_to, skip, known)
         decisions.update((layer.name, decision) for layer in readers)
     in_order = [(layer.name, decisions.get(layer.name)) for layer in layers]
     return (
@@ -53,13 +58,17 @@ def select(
     )
 
 
-def ranks_of(layer: FactorLayer, rank: MatrixRank) -> Ranks | None:
+def ranks_of(layer: FactorLayer, rank: MatrixRank, moments: Moments | None = None) -> Ranks | None:
     """The ranks that a rule gives a layer, before rounding; None when it cannot be factored.
 
     The first layer, known by its few input channels, keeps them: only its output side is factored.
+    With moments, the rule gets the weights times a root of the covariance of what they are applied to: their
+    squared singular values are the variances of the response's principal components.
     """
     if layer.obstacle:
         return None
+    if moments is not None:
+        return _response_ranks(layer, rank, moments)
     if layer.kind != "kxk":
         parts = np.split(layer.weight, layer.groups)
         shared = max(rank(part.reshape(layer.sides)) for part in parts)
@@ -68,12 +77,29 @@ def ranks_of(layer: FactorLayer, rank: MatrixRank) -> Ranks | None:
     return Ranks(out_rank, layer.sides[1] if layer.sides[1] <= FEW_CHANNELS else in_rank)
 
 
+def _response_ranks(layer: FactorLayer, rank: MatrixRank, moments: Moments) -> Ranks:
+    channels = layer.sides[1]
+    outs, ins = [], []
+    weights = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+    for weight, covariance in zip(weights, moments.covariance, strict=True):
+        g = regular(covariance)
+        outs.append(rank(weight @ np.linalg.cholesky(g)))
+        ins.append(rank(channel_slices(weight, g, channels)[0].T))
+    if layer.kind != "kxk":
+        return Ranks(max(outs), max(outs))
+    return Ranks(max(outs), channels if channels <= FEW_CHANNELS else max(ins))
+
+
 def _decision(
-    readers: list[FactorLayer], rank: MatrixRank, round_to: int, skip: tuple[str, ...]
+    readers: list[FactorLayer],
+    rank: MatrixRank,
+    round_to: int,
+    skip: tuple[str, ...],
+    moments: Moments | None,
 ) -> Ranks | str:
     if any(matches(layer.name, skip) for layer in readers):
         return "skipped as asked"
-    chosen = ranks_of(readers[0], rank)
+    chosen = ranks_of(readers[0], rank, moments)
     if chosen is None:
         return readers[0].obstacle
     ranks = _rounded(chosen, readers[0], round_to)

@@ -1,10 +1,13 @@
 """Replacing layers by chains of thinner ones, at the ranks that a plan names."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
+from onnxcompress.factoring.fitted import Factors
 from onnxcompress.factoring.layers import CONVOLUTIONS, FactorLayer, factor_layers, sharing, swap_sides
 from onnxcompress.factoring.tucker import truncated_svd, tucker2
 from onnxcompress.model import refresh
@@ -17,7 +20,9 @@ GEMM_WITHOUT_BIAS = 11
 """Opset from which Gemm's third input may be missing."""
 
 
-def factor(model: ir.Model, ranks: dict[str, Ranks]) -> ir.Model:
+def factor(
+    model: ir.Model, ranks: dict[str, Ranks], fitted: Mapping[str, Sequence[Factors]] | None = None
+) -> ir.Model:
     """Return the network with these layers factored.
 
     A k×k convolution becomes 1×1 → core → 1×1 (Kim et al. 2015, section 3.1): the core has the original's
@@ -32,23 +37,39 @@ def factor(model: ir.Model, ranks: dict[str, Ranks]) -> ir.Model:
     Args:
         model: a simplified network; not touched.
         ranks: by layer, per group.
+        fitted: by layer, factors of each group at these ranks, to be used instead of those of the weights.
 
     Raises:
         InputError: when a layer does not exist or cannot have such ranks, or layers that read the same
             weights are not all given the same.
     """
+    check_ranks(model, ranks)
     result = model.clone()
     layers = factor_layers(result, concrete_shapes(model))
-    if unknown := [name for name in ranks if name not in {layer.name for layer in layers}]:
-        raise InputError(f"decompose: there is no layer '{unknown[0]}' to factor; see `onnxcompress inspect`")
     names = _Names(result.graph)
     for readers in sharing(layers):
         if any(layer.name in ranks for layer in readers):
-            wanted = _check(readers, ranks)
-            factors = _stored(readers[0], _factors(readers[0], wanted), names)
+            wanted = ranks[readers[0].name]
+            chains = (fitted or {}).get(readers[0].name)
+            weights = _factors(readers[0], wanted) if chains is None else _given(readers[0], chains)
+            factors = _stored(readers[0], weights, names)
             for layer in readers:
                 _replace(layer, factors, names)
     return refresh(result)
+
+
+def check_ranks(model: ir.Model, ranks: dict[str, Ranks]) -> None:
+    """See that the layers of a network exist and can have these ranks.
+
+    Raises:
+        InputError: as `factor`.
+    """
+    layers = factor_layers(model, concrete_shapes(model))
+    if unknown := [name for name in ranks if name not in {layer.name for layer in layers}]:
+        raise InputError(f"decompose: there is no layer '{unknown[0]}' to factor; see `onnxcompress inspect`")
+    for readers in sharing(layers):
+        if any(layer.name in ranks for layer in readers):
+            _check(readers, ranks)
 
 
 class _Names:
@@ -66,8 +87,8 @@ class _Names:
         return name
 
 
-def _check(readers: list[FactorLayer], ranks: dict[str, Ranks]) -> Ranks:
-    """The ranks for these layers, all of which read the same weights."""
+def _check(readers: list[FactorLayer], ranks: dict[str, Ranks]) -> None:
+    """See that these layers, all of which read the same weights, can have their ranks."""
     layer = next(layer for layer in readers if layer.name in ranks)
     wanted = ranks[layer.name]
     if layer.obstacle:
@@ -90,7 +111,6 @@ def _check(readers: list[FactorLayer], ranks: dict[str, Ranks]) -> Ranks:
             f"decompose: {layer.name}: needs one rank, given twice, of at most {min(out, into)}{per_group}; "
             f"got {wanted.out}, {wanted.into}"
         )
-    return wanted
 
 
 def _factors(layer: FactorLayer, ranks: Ranks) -> dict[str, Array]:
@@ -112,6 +132,21 @@ def _factors(layer: FactorLayer, ranks: Ranks) -> dict[str, Array]:
     if ranks.out < layer.sides[0]:
         factors["out"] = out.reshape(*out.shape, *point)
     return factors
+
+
+def _given(layer: FactorLayer, chains: Sequence[Factors]) -> dict[str, Array]:
+    """Fitted factors as `_factors` gives them."""
+    point = (1,) * (len(layer.shape) - 2)
+    core = np.concatenate([chain.core for chain in chains])
+    kernel = layer.shape[2:] if layer.kind == "kxk" else point
+    parts = {"core" if layer.kind == "kxk" else "in": core.reshape(len(core), -1, *kernel)}
+    if chains[0].into is not None:
+        into = np.concatenate([chain.into for chain in chains if chain.into is not None])
+        parts = {"in": into.reshape(*into.shape, *point)} | parts
+    if chains[0].out is not None:
+        out = np.concatenate([chain.out for chain in chains if chain.out is not None])
+        parts["out"] = out.reshape(*out.shape, *point)
+    return parts
 
 
 def _inherits(layer: FactorLayer, part: str) -> bool:

@@ -15,6 +15,9 @@ from onnxcompress.pruning.taylor import taylor_scores
 from onnxcompress.training.finetuning import finetune
 from onnxcompress.training.trainer import Recipe
 
+TAYLOR = "taylor"
+"""Name of the criterion."""
+
 SAMPLES = 8
 """Scored at a time, unless the network fixes another number."""
 

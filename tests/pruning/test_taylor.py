@@ -119,3 +119,13 @@ def test_training_in_between_keeps_the_accuracy(trained):
     at_once = remove_filters(model, filters)
     assert oc.cost(pruned).macs == oc.cost(at_once).macs
     assert oc.evaluate(pruned, test).top1 > 0.95
+
+
+def test_as_a_criterion_of_prune(trained, tmp_path):
+    np.save(tmp_path / "data.npy", samples(120).samples)
+    data = oc.Calibration(tmp_path / "data.npy")
+    plans = [oc.prune(trained, ratio=0.5, criterion="taylor", data=data).plan.prune for _ in range(2)]
+    assert plans[0] == plans[1]
+    assert {name: len(filters) for name, filters in plans[0].items()} == {"conv1": 4, "conv2": 6}
+    with pytest.raises(oc.InputError, match="taylor needs calibration data"):
+        oc.prune(trained, criterion="taylor")

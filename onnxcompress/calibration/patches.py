@@ -1,0 +1,138 @@
+"""The input patches that a layer's weights are applied to, at sampled positions of its output."""
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxcompress.factoring.layers import CONVOLUTIONS, FactorLayer, sharing
+
+WIDEST = 8192
+"""Inputs of one filter beyond which second moments are not kept: 256 MB of them."""
+
+PER_INPUT = 10
+"""Patches to sample for each input of a filter, so that least squares have enough equations."""
+
+LEAST = 24
+"""Patches to sample from each sample at least, where it has so many."""
+
+
+def obstacle(layer: FactorLayer) -> str:
+    """Why a layer's weights cannot be fitted to data; empty when they can."""
+    if not layer.shape:
+        return layer.obstacle
+    if layer.width > WIDEST:
+        return f"a filter of {layer.width} inputs is too wide for second moments"
+    if len(layer.weights.uses()) > 1:
+        return "its weights are shared"
+    attributes = layer.node.attributes
+    if layer.node.op_type == "Gemm" and any(
+        attributes[name].as_float() != 1 for name in ("alpha", "beta") if name in attributes
+    ):
+        return "its Gemm is scaled"
+    if layer.constant == 0 or ("transA" in attributes and attributes["transA"].as_int()):
+        return "its matrix is applied from the other side"
+    if layer.node.op_type == "ConvTranspose" and {"auto_pad", "output_shape"} & set(attributes):
+        return "its pads are computed"
+    return ""
+
+
+def per_sample(layer: FactorLayer, samples: int) -> int:
+    """Patches to take from each sample, of those that its output has positions for."""
+    wanted = max(LEAST, math.ceil(PER_INPUT * layer.width / samples))
+    positions = layer.output_size if layer.node.op_type in CONVOLUTIONS else layer.size
+    return min(wanted, positions)
+
+
+def patches(layer: FactorLayer, x: NDArray, count: int, seed: tuple[int, ...]) -> NDArray[np.float32]:
+    """Patches at random positions of a layer's output; the same positions for the same seed and sizes.
+
+    Args:
+        layer: one without `obstacle`.
+        x: its input, (batch, C, *size) of a convolution, (…, C) of a product.
+        count: patches per entry of the batch.
+        seed: any integers.
+
+    Returns:
+        shape (groups, patches, C / groups · kernel): of all groups at the same positions.
+    """
+    random = np.random.default_rng(seed)
+    if layer.node.op_type not in CONVOLUTIONS:
+        rows = x.reshape(-1, x.shape[-1])
+        chosen = np.sort(random.choice(len(rows), min(len(rows), len(x) * count), replace=False))
+        return np.asarray(rows[chosen], np.float32)[None]
+    size, kernel = x.shape[2:], layer.shape[2:]
+    window = _Window(layer.node, size, kernel)
+    positions = math.prod(window.output)
+    flat = np.stack(
+        [random.permutation(positions)[:count] if count < positions else np.arange(positions) for _ in x]
+    )
+    index = window.inputs(flat)
+    padded = np.zeros((*x.shape[:2], math.prod(size) + 1), np.float32)
+    padded[..., :-1] = x.reshape(*x.shape[:2], -1)
+    # (C, patches of one image, kernel) of every image
+    found = np.stack([image[:, at] for image, at in zip(padded, index, strict=True)], axis=1)
+    channels = x.shape[1] // layer.groups
+    grouped = found.reshape(layer.groups, channels, -1, index.shape[-1]).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(grouped).reshape(layer.groups, grouped.shape[1], -1)
+
+
+class _Window:
+    """Where a convolution's kernel reads."""
+
+    def __init__(self, node: ir.Node, size: tuple[int, ...], kernel: tuple[int, ...]) -> None:
+        axes = len(size)
+        self.size, self.kernel, self.transposed = size, kernel, node.op_type == "ConvTranspose"
+
+        def integers(name: str, default: int, count: int) -> NDArray[np.int64]:
+            given = node.attributes.get(name)
+            return np.array(given.as_ints() if given is not None else [default] * count, np.int64)
+
+        self.strides, self.dilations = integers("strides", 1, axes), integers("dilations", 1, axes)
+        pads = integers("pads", 0, 2 * axes)
+        reach = (np.array(kernel) - 1) * self.dilations
+        if self.transposed:
+            extra = integers("output_padding", 0, axes)
+            self.output = (np.array(size) - 1) * self.strides + reach + 1 - pads[:axes] - pads[axes:] + extra
+        else:
+            auto = node.attributes["auto_pad"].as_string() if "auto_pad" in node.attributes else "NOTSET"
+            if auto.startswith("SAME"):
+                wanted = -(-np.array(size) // self.strides)
+                total = np.maximum((wanted - 1) * self.strides + reach + 1 - size, 0)
+                before = total // 2 if auto == "SAME_UPPER" else total - total // 2
+                pads = np.concatenate([before, total - before])
+            elif auto == "VALID":
+                pads = np.zeros_like(pads)
+            self.output = (np.array(size) + pads[:axes] + pads[axes:] - reach - 1) // self.strides + 1
+        self.pads = pads[:axes]
+
+    def inputs(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Flat input index that each element of the kernel reads at flat output positions; outside: past all.
+
+        Shape (*positions.shape, prod(kernel)).
+        """
+        flat = np.zeros((*positions.shape, 1), np.int64)
+        inside = np.ones((*positions.shape, 1), bool)
+        axes = zip(
+            np.unravel_index(positions, tuple(self.output)),
+            self.size,
+            self.kernel,
+            range(len(self.size)),
+            strict=True,
+        )
+        for at, size, width, axis in axes:
+            taps = np.arange(width) * self.dilations[axis]
+            if self.transposed:
+                read, rest = np.divmod(at[..., None] + self.pads[axis] - taps, self.strides[axis])
+            else:
+                read, rest = at[..., None] * self.strides[axis] - self.pads[axis] + taps, np.int64(0)
+            valid = (read >= 0) & (read < size) & (rest == 0)
+            flat = (flat[..., None] * size + read[..., None, :]).reshape(*positions.shape, -1)
+            inside = (inside[..., None] & valid[..., None, :]).reshape(*positions.shape, -1)
+        return np.where(inside, flat, math.prod(self.size))
+
+
+def fitted_layers(layers: list[FactorLayer]) -> list[FactorLayer]:
+    """The layers whose weights can be fitted to data."""
+    return [readers[0] for readers in sharing(layers) if len(readers) == 1 and not obstacle(readers[0])]

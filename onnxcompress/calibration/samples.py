@@ -1,0 +1,196 @@
+"""Calibration samples: read once, kept on the disk as the network takes them, in batches and in parts."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from numpy.lib.npyio import NpzFile
+from numpy.typing import NDArray
+
+from onnxcompress.data import Data, batches, open_data, subset
+from onnxcompress.errors import InputError
+from onnxcompress.preprocessing import Preprocessing, from_metadata
+from onnxcompress.runtime import DTYPES, Runnable, session
+
+Feeds = Mapping[str, np.ndarray]
+Source = Data | str | Path | Iterable[Feeds]
+Progress = Callable[[int, int], None]
+
+BATCH = 8
+
+FEW = 100
+"""Samples below which what is fitted to them may not hold on others."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Inputs of a network.
+
+    Attributes:
+        arrays: by the name of the input, (samples in all, …), most often on the disk.
+        chosen: numbers of the samples that belong to this part, ascending.
+    """
+
+    arrays: dict[str, np.ndarray]
+    chosen: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The same samples, each used for one purpose.
+
+    Attributes:
+        fit: weights are fitted to these.
+        choose: ranks and filters are chosen by these.
+        report: nothing is; what is said of the result is measured on them.
+    """
+
+    fit: Samples
+    choose: Samples
+    report: Samples
+
+
+def split(samples: Samples) -> Parts:
+    """Of ten samples that follow each other seven are for fitting, two for choosing and one to report on.
+
+    Raises:
+        InputError: when there are fewer than 10 samples.
+    """
+    if len(samples) < 10:
+        raise InputError(
+            f"{len(samples)} calibration samples are too few: give at least 10, better 100 to 1000"
+        )
+    place = np.arange(len(samples)) % 10
+    fit, choose, report = (
+        Samples(samples.arrays, samples.chosen[np.isin(place, places)])
+        for places in ((0, 1, 3, 4, 6, 7, 9), (2, 8), (5,))
+    )
+    return Parts(fit, choose, report)
+
+
+def read_samples(
+    model: ir.Model,
+    source: Source,
+    *,
+    preprocessing: Preprocessing | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> Samples:
+    """Read calibration data; images are decoded and prepared once, into a temporary file.
+
+    Args:
+        model: the network that they are for.
+        source: what `open_data` takes, or its result; for several inputs an ``.npz`` file with an array of
+            each input's name, (samples, …); or an iterable of feeds, arrays by the name of the input.
+        preprocessing: from image to array; None takes what the network carries.
+        limit: take at most so many samples, spread evenly.
+        progress: called with (samples read, samples in all) where that is known.
+
+    Raises:
+        InputError: when the data cannot be read or does not fit the network.
+    """
+    inputs = {value.name: value for value in session(model).get_inputs()}
+    if isinstance(source, (str, Path)) and (named := _named_arrays(Path(source), set(inputs))) is not None:
+        arrays = named
+    elif isinstance(source, (Data, str, Path)):
+        data = subset(source if isinstance(source, Data) else open_data(source), limit)
+        if len(inputs) != 1:
+            names = ", ".join(inputs)
+            raise InputError(
+                f"{data.name}: the network takes several inputs: give an .npz with arrays named {names}"
+            )
+        ((name, value),) = inputs.items()
+        prepared = batches(
+            data,
+            shape=[dim if isinstance(dim, int) else None for dim in value.shape[1:]],
+            dtype=DTYPES[value.type],
+            preprocessing=preprocessing or from_metadata(model.metadata_props),
+        )
+        arrays = {name: _on_disk((x for x, _ in prepared), len(data), progress)}
+    else:
+        arrays = _gathered(source, set(inputs))
+    count = _check(arrays, inputs)
+    numbers = np.arange(count) if limit is None or limit >= count else np.arange(limit) * count // limit
+    return Samples(arrays, numbers)
+
+
+def fed(samples: Samples, runnable: Runnable) -> Iterator[tuple[NDArray[np.int64], Feeds]]:
+    """Batches of a size that the network takes: places of the samples in this part, and their feeds.
+
+    Where the network fixes its batch, the last one is filled up with its last sample.
+    """
+    fixed = {
+        value.shape[0] for value in runnable.get_inputs() if value.shape and isinstance(value.shape[0], int)
+    }
+    size = max(fixed, default=BATCH)
+    for start in range(0, len(samples), size):
+        places = np.arange(start, min(start + size, len(samples)))
+        rows = samples.chosen[
+            np.minimum(np.arange(start, start + size), len(samples) - 1) if fixed else places
+        ]
+        yield places, {name: np.ascontiguousarray(array[rows]) for name, array in samples.arrays.items()}
+
+
+def _named_arrays(path: Path, names: set[str]) -> dict[str, np.ndarray] | None:
+    """The arrays of an .npz file that has one of each name; None when it is nothing of the kind."""
+    if path.suffix.lower() != ".npz" or not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as loaded:
+            if not isinstance(loaded, NpzFile) or not names <= set(loaded):
+                return None
+            return {name: loaded[name] for name in names}
+    except Exception as error:  # as in data
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+
+
+def _gathered(source: Iterable[Feeds], names: set[str]) -> dict[str, np.ndarray]:
+    feeds = list(source)
+    for number, each in enumerate(feeds):
+        if not isinstance(each, Mapping) or set(each) != names:
+            raise InputError(
+                f"feed {number} must be a dictionary with an array for each of: {', '.join(names)}"
+            )
+    if not feeds:
+        raise InputError("the calibration data holds no feeds")
+    return {name: np.concatenate([np.asarray(each[name]) for each in feeds]) for name in names}
+
+
+def _on_disk(chunks: Iterator[np.ndarray], count: int, progress: Progress | None) -> np.ndarray:
+    array, done = None, 0
+    for chunk in chunks:
+        if array is None:
+            with tempfile.TemporaryFile() as file:  # it goes when the array does
+                array = np.memmap(file, chunk.dtype, "w+", shape=(count, *chunk.shape[1:]))
+        array[done : done + len(chunk)] = chunk
+        done += len(chunk)
+        if progress is not None:
+            progress(done, count)
+    assert array is not None
+    return array
+
+
+def _check(arrays: dict[str, np.ndarray], inputs: dict) -> int:
+    counts = {name: len(array) for name, array in arrays.items()}
+    if len(set(counts.values())) != 1:
+        raise InputError(f"the inputs have different numbers of samples: {counts}")
+    for name, array in arrays.items():
+        want = inputs[name].shape[1:]
+        if array.dtype != DTYPES.get(inputs[name].type):
+            raise InputError(
+                f"the samples of '{name}' are {array.dtype}, the network takes {inputs[name].type}"
+            )
+        fits = len(want) == array.ndim - 1 and all(
+            not isinstance(dim, int) or dim == size for dim, size in zip(want, array.shape[1:], strict=True)
+        )
+        if not fits:
+            raise InputError(
+                f"the samples of '{name}' have shape {array.shape[1:]}, the network takes {want}"
+            )
+    return next(iter(counts.values()))

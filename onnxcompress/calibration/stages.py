@@ -1,0 +1,130 @@
+"""Running a network from front to back in stages, so that its weights can be changed on the way.
+
+A layer's level is the number of layers on the longest way that leads to it. What has been computed before a
+level is kept on the disk, and the rest of the network goes on from there.
+"""
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.calibration.samples import Samples, fed
+from onnxcompress.factoring.layers import FactorLayer
+from onnxcompress.runtime import Runnable, run, session
+from onnxcompress.shapes import concrete_shapes
+
+MOST_STAGES = 40
+"""Levels of deeper networks are taken together."""
+
+DISK = 4 * 2**30
+"""Bytes of activations that may be kept; stages before which there are more start from an earlier one."""
+
+Values = dict[str, np.ndarray]
+
+
+class Stages:
+    """A network in stages, and the activations before the one it has got to.
+
+    Attributes:
+        layers: of each stage, in the order of the network.
+    """
+
+    def __init__(self, model: ir.Model, layers: Sequence[FactorLayer], samples: Samples) -> None:
+        """Take apart a network; its weights may change later, its nodes may not."""
+        self.model, self.samples = model, samples
+        shapes = concrete_shapes(model.clone())
+        levels = _levels(model, {layer.node for layer in layers})
+        deepest = max(levels.values(), default=0)
+        stages = min(deepest, MOST_STAGES)
+        self.stage_of = {
+            value: math.ceil(level * stages / max(deepest, 1)) for value, level in levels.items()
+        }
+        self.layers: list[list[FactorLayer]] = [[] for _ in range(stages)]
+        for layer in layers:
+            self.layers[self.stage_of[layer.node.outputs[0]] - 1].append(layer)
+        self._sizes = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
+        self._folder = tempfile.TemporaryDirectory(prefix="onnxcompress-")
+        runnable = session(model)
+        self._batches = list(fed(samples, runnable))
+        self._known = [str(value.name) for value in model.graph.inputs]
+        self._kept: int | None = None
+
+    def before(self, stage: int, names: Sequence[str]) -> Iterator[Values]:
+        """Batch by batch, values that are computed up to a stage; those that its later run needs are kept.
+
+        Args:
+            stage: from 0; not smaller than at the last call.
+            names: of the values.
+        """
+        border = self._border(stage)
+        keep = len(self.samples) * sum(self._sizes.get(name, 0) for name in border) <= DISK
+        wanted = list(dict.fromkeys([*names, *(border if keep else [])]))
+        computed = [name for name in wanted if name not in self._known]
+        runnable = session(self._part(computed)) if computed else None
+        for number, known in enumerate(self._inputs()):
+            values = dict(known)
+            if runnable is not None:
+                values |= _run(runnable, known, computed)
+            if keep:
+                np.savez(self._file(stage, number), **{name: values[name] for name in border})  # type: ignore[arg-type]
+            yield {name: values[name] for name in names}
+        if keep:
+            if self._kept is not None and self._kept != stage:
+                for number in range(len(self._batches)):
+                    self._file(self._kept, number).unlink()
+            self._known, self._kept = border, stage
+
+    def rest(self, names: Sequence[str]) -> Iterator[Values]:
+        """Batch by batch, values that are computed from what is kept with the weights as they are now."""
+        computed = [name for name in names if name not in self._known]
+        runnable = session(self._part(computed))
+        for known in self._inputs():
+            yield known | _run(runnable, known, computed)
+
+    def _part(self, names: Sequence[str]) -> ir.Model:
+        """The part of the network that computes these values from those that are kept."""
+        graph = ir.convenience.extract(self.model.graph, self._known, names)
+        for value in graph.inputs:
+            if value.shape is not None:
+                value.shape = ir.Shape([None] * len(value.shape))
+        return ir.Model(graph, ir_version=self.model.ir_version)
+
+    def _inputs(self) -> Iterator[Values]:
+        for number, (_, feeds) in enumerate(self._batches):
+            if self._kept is None:
+                yield dict(feeds)
+            else:
+                with np.load(self._file(self._kept, number)) as arrays:
+                    yield dict(arrays)
+
+    def _file(self, stage: int, batch: int) -> Path:
+        return Path(self._folder.name) / f"{stage}-{batch}.npz"
+
+    def _border(self, stage: int) -> list[str]:
+        return [
+            str(value.name)
+            for value, found in self.stage_of.items()
+            if found <= stage
+            and (
+                any(self.stage_of[o] > stage for node, _ in value.uses() for o in node.outputs)
+                or value.is_graph_output()
+            )
+        ]
+
+
+def _run(runnable: Runnable, known: Values, names: Sequence[str]) -> Values:
+    feeds = {value.name: known[value.name] for value in runnable.get_inputs()}
+    return dict(zip(names, run(runnable, feeds), strict=True))
+
+
+def _levels(model: ir.Model, layers: set[ir.Node]) -> dict[ir.Value, int]:
+    """The level of every value that is computed from the network's inputs, and of these (0)."""
+    levels = dict.fromkeys(model.graph.inputs, 0)
+    for node in model.graph:
+        level = max((levels.get(value, 0) for value in node.inputs if value is not None), default=0)
+        levels |= dict.fromkeys(node.outputs, level + (node in layers))
+    return levels

@@ -1,0 +1,178 @@
+"""Second moments of what every layer reads, streamed through the network in one pass over the data."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxcompress.calibration.patches import obstacle, patches, per_sample
+from onnxcompress.calibration.samples import Progress, Samples, fed
+from onnxcompress.errors import InputError
+from onnxcompress.factoring.layers import FactorLayer
+from onnxcompress.runtime import run, session
+from onnxcompress.weights import weights_of
+
+Array = NDArray[np.float64]
+
+ARRAYS = ("mean", "covariance", "zeros")
+"""Of `Moments`, as they are kept in a file."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of the patches that one layer reads, by group.
+
+    Attributes:
+        count: patches seen.
+        mean: shape (groups, d) with d = C / groups · kernel.
+        covariance: E[(x − mean)(x − mean)ᵀ], shape (groups, d, d), float32, shrunk toward its diagonal by
+            d / (d + 10 · count): few patches show less correlation than they seem to (Ledoit and Wolf 2004).
+        zeros: share of values ≤ 0, shape (groups, d).
+    """
+
+    count: int
+    mean: Array
+    covariance: NDArray[np.float32]
+    zeros: Array
+
+
+class Accumulator:
+    """Moments of patches that arrive in parts. The first part's mean is taken off all, for accuracy."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, x: NDArray[np.float32]) -> None:
+        """Take in patches, shape (groups, n, d)."""
+        if not self.count:
+            groups, _, width = x.shape
+            self.shift = x.mean(axis=1, keepdims=True)
+            self.first, self.zeros = np.zeros((groups, width)), np.zeros((groups, width))
+            self.second: NDArray[np.float32] = np.zeros((groups, width, width), np.float32)
+        self.count += x.shape[1]
+        self.zeros += (x <= 0).sum(axis=1)
+        x = x - self.shift
+        self.first += x.sum(axis=1, dtype=np.float64)
+        self.second += x.swapaxes(1, 2) @ x
+
+    def moments(self) -> Moments:
+        """Those of all patches so far."""
+        mean = self.first / self.count
+        covariance: NDArray[np.float32] = np.asarray(
+            self.second / self.count - mean[:, :, None] * mean[:, None, :], np.float32
+        )
+        diagonal = np.einsum("gii->gi", covariance).copy()
+        covariance *= 1 - covariance.shape[1] / (covariance.shape[1] + 10 * self.count)
+        np.einsum("gii->gi", covariance)[:] = diagonal
+        return Moments(self.count, mean + self.shift[:, 0], covariance, self.zeros / self.count)
+
+
+def statistics(
+    model: ir.Model, layers: list[FactorLayer], samples: Samples, progress: Progress | None = None
+) -> dict[str, Moments]:
+    """Moments of the patches that each layer reads.
+
+    Args:
+        model: a simplified network.
+        layers: of it; those that cannot be fitted to data (`patches.obstacle`) are left out.
+        samples: what it is run on, once.
+        progress: called with (samples done, samples in all).
+
+    Returns:
+        by layer. Memory: Σ groups · d² numbers and one batch of activations, whatever the number of samples.
+    """
+    wanted = [layer for layer in layers if not obstacle(layer)]
+    read = list(dict.fromkeys(str(layer.node.inputs[0].name) for layer in wanted))  # type: ignore[union-attr]
+    runnable = session(revealing(model, read))
+    found = {layer.name: Accumulator() for layer in wanted}
+    for places, feeds in fed(samples, runnable):
+        values = dict(zip(read, run(runnable, feeds), strict=True))
+        for number, layer in enumerate(wanted):
+            x = values[str(layer.node.inputs[0].name)]  # type: ignore[union-attr]
+            found[layer.name].add(
+                patches(layer, x, per_sample(layer, len(samples)), (number, int(places[0])))
+            )
+        if progress is not None:
+            progress(int(places[-1]) + 1, len(samples))
+    return {name: accumulator.moments() for name, accumulator in found.items()}
+
+
+def kept_statistics(
+    path: Path | None,
+    model: ir.Model,
+    layers: list[FactorLayer],
+    samples: Samples,
+    progress: Progress | None = None,
+) -> dict[str, Moments]:
+    """The same, from a file where they are kept; written to it where they are not.
+
+    Raises:
+        InputError: when the file is of another network or other samples, or is none of this kind.
+    """
+    if path is None:
+        return statistics(model, layers, samples, progress)
+    key = _key(model, samples)
+    if path.exists():
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                if str(file["key"]) != key:
+                    raise InputError(
+                        f"{path}: statistics of another network or other data; give another file"
+                    )
+                return {
+                    str(name): Moments(
+                        int(file[f"{index}.count"]), *(file[f"{index}.{each}"] for each in ARRAYS)
+                    )
+                    for index, name in enumerate(file["layers"])
+                }
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise InputError(f"{path}: not a file of statistics: {error}") from None
+    found = statistics(model, layers, samples, progress)
+    arrays: dict[str, np.ndarray] = {"key": np.array(key), "layers": np.array(list(found))}
+    for index, moments in enumerate(found.values()):
+        arrays[f"{index}.count"] = np.array(moments.count)
+        arrays |= {f"{index}.{each}": getattr(moments, each) for each in ARRAYS}
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        with draft.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return found
+
+
+def _key(model: ir.Model, samples: Samples) -> str:
+    """Tells networks and data apart by their content."""
+    digest = hashlib.sha256()
+    for node in model.graph:
+        digest.update(f"{node.op_type} {node.name}".encode())
+        for value in node.inputs:
+            if (array := weights_of(value)) is not None:
+                digest.update(np.ascontiguousarray(array).tobytes())
+    for name, array in samples.arrays.items():
+        digest.update(name.encode())
+        for number in samples.chosen[:: max(1, len(samples) // 16)]:
+            digest.update(np.ascontiguousarray(array[number]).tobytes())
+    return f"{digest.hexdigest()} {len(samples)}"
+
+
+def revealing(model: ir.Model, names: list[str]) -> ir.Model:
+    """A copy of a network whose outputs are these values."""
+    copy = model.clone()
+    values = {v.name: v for v in (*copy.graph.inputs, *(v for node in copy.graph for v in node.outputs))}
+    copy.graph.outputs.clear()
+    for name in names:
+        value = values[name]
+        if value.is_graph_input():  # ONNX Runtime gives no input back as an output
+            node = ir.node("Identity", [value])
+            node.outputs[0].name = f"{name}/given"
+            copy.graph.append(node)
+            value = node.outputs[0]
+        copy.graph.outputs.append(value)
+    return copy

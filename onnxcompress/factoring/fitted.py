@@ -1,0 +1,155 @@
+"""Factors that keep a layer's response on data, not its weights.
+
+The error of weights Ŵ in place of W is E‖(W − Ŵ)(x − E x)‖² = tr((W − Ŵ) G (W − Ŵ)ᵀ), with G the covariance
+of the patches x that the layer reads; the bias takes up the mean. Of the data only G needs to be known.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+from numpy.typing import NDArray
+
+from onnxcompress.plan import Ranks
+
+Array = NDArray[np.float64]
+
+FLOOR = 1e-6
+"""Variance, relative to the mean of all, that every input is taken to have besides its own."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A chain that stands for weights W of shape (M, C · kernel): W ≈ out · core · (into ⊗ 1).
+
+    Attributes:
+        out: (M, out rank); None at full rank.
+        core: (out rank, in rank · kernel).
+        into: (in rank, C); None at full rank.
+    """
+
+    out: Array | None
+    core: Array
+    into: Array | None
+
+    @property
+    def weights(self) -> Array:
+        """Their product, (M, C · kernel)."""
+        core = self.core
+        if self.into is not None:
+            rank = len(self.into)
+            core = np.tensordot(core.reshape(len(core), rank, -1), self.into, axes=(1, 0)).transpose(0, 2, 1)
+            core = core.reshape(len(core), -1)
+        return core if self.out is None else self.out @ core
+
+
+def regular(covariance: NDArray) -> Array:
+    """A covariance (d, d) that can be inverted, float64."""
+    g = np.asarray(covariance, np.float64)
+    scale = np.trace(g) / len(g)
+    return g + (FLOOR * scale if scale > 0 else 1.0) * np.eye(len(g))
+
+
+def channel_slices(weights: Array, g: Array, channels: int) -> tuple[Array, Array]:
+    """Weights times a root of the channels' own covariance, (M · kernel, C), and that root, (C, C).
+
+    The covariance is taken at one element of the kernel as at any other.
+    """
+    kernel = g.shape[0] // channels
+    own = np.einsum("akbk->ab", g.reshape(channels, kernel, channels, kernel)) / kernel
+    root = np.linalg.cholesky(own)
+    slices = weights.reshape(len(weights), channels, kernel).transpose(0, 2, 1).reshape(-1, channels)
+    return slices @ root, root
+
+
+def input_basis(weights: Array, g: Array, channels: int) -> Array:
+    """Combinations of the input channels in the order in which the response needs them, (C, C), one a row.
+
+    The principal components of the responses to single channels, which are taken out of the correlation
+    between channels first.
+    """
+    slices, root = channel_slices(weights, g, channels)
+    vectors = np.linalg.eigh(slices.T @ slices)[1][:, ::-1]
+    return scipy.linalg.solve_triangular(root, vectors, lower=True, trans="T").T
+
+
+def core_for(weights: Array, g: Array, into: Array) -> tuple[Array, Array]:
+    """The best weights (M, in rank · kernel) behind input factors, and the covariance of what they read."""
+    rank, channels = into.shape
+    kernel = g.shape[0] // channels
+    half = (into @ g.reshape(channels, -1)).reshape(rank * kernel, -1)
+    inner = np.tensordot(half.reshape(-1, channels, kernel), into, axes=(1, 1))
+    inner = inner.transpose(0, 2, 1).reshape(rank * kernel, -1)
+    inner = (inner + inner.T) / 2
+    return scipy.linalg.solve(inner, half @ weights.T, assume_a="pos").T, inner
+
+
+def output_basis(weights: Array, g: Array) -> tuple[Array, Array]:
+    """Principal components of the response: variances, descending, (M,), and directions, columns (M, M)."""
+    variances, directions = np.linalg.eigh(weights @ g @ weights.T)
+    return np.maximum(variances[::-1], 0), directions[:, ::-1]
+
+
+def fit_factors(
+    weights: Array, covariance: NDArray, channels: int, ranks: Ranks, metric: Array | None = None
+) -> Factors:
+    """Factors of one group's weights at given ranks.
+
+    Args:
+        weights: (M, C · kernel).
+        covariance: of the patches, (C · kernel,) * 2.
+        channels: C.
+        ranks: for a kernel of one element, the same rank twice.
+        metric: S, (M, M), positive definite: what an error δ of the response costs is δᵀ S δ; None for ‖δ‖².
+    """
+    g, filters = regular(covariance), len(weights)
+    root = np.eye(filters) if metric is None else np.linalg.cholesky(metric).T
+    point = weights.shape[1] == channels
+    into, core, inner = None, weights, g
+    if ranks.into < channels and not point:
+        into = input_basis(root @ weights, g, channels)[: ranks.into]
+        core, inner = core_for(weights, g, into)
+    if not point and ranks.out >= filters:
+        return Factors(None, core, into)
+    seen = root @ core
+    basis = output_basis(seen, inner)[1][:, : ranks.out]
+    out = scipy.linalg.solve_triangular(root, basis)
+    return Factors(out, basis.T @ seen, into)
+
+
+def response_error(weights: Array, other: Array, covariance: NDArray) -> float:
+    """E‖(W − W')(x − E x)‖²."""
+    difference = weights - other
+    return float(np.sum((difference @ covariance) * difference))
+
+
+@dataclass(frozen=True)
+class ErrorCurve:
+    """What is lost of the variance of a layer's response at pairs of ranks.
+
+    Attributes:
+        into: input ranks, descending, the first is full, (n,).
+        errors: at each of these and output rank 0 … M, (n, M + 1). Not increasing along the second axis.
+    """
+
+    into: NDArray[np.int64]
+    errors: Array
+
+
+def error_curve(weights: Array, covariance: NDArray, channels: int, steps: int = 8) -> ErrorCurve:
+    """Errors of the best factors at all output ranks and some input ranks; of 1×1 kernels at the full one."""
+    g = regular(covariance)
+    total = float(np.sum((weights @ g) * weights))
+    inputs = [channels]
+    if weights.shape[1] > channels:
+        inputs += sorted(
+            {math.ceil(channels * (step + 1) / steps) for step in range(steps - 1)} - {channels}
+        )[::-1]
+        basis = input_basis(weights, g, channels)
+    errors = []
+    for rank in inputs:
+        core, inner = (weights, g) if rank == channels else core_for(weights, g, basis[:rank])
+        kept = np.concatenate([[0.0], np.cumsum(output_basis(core, inner)[0])])
+        errors.append(np.maximum(total - kept, 0))
+    return ErrorCurve(np.array(inputs), np.array(errors))

@@ -1,0 +1,45 @@
+"""How close a network stays to the one it came from, without labels."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.calibration.samples import Samples, fed
+from onnxcompress.measure.damage import damage
+from onnxcompress.runtime import run, session
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """Of two networks' outputs on the same samples.
+
+    Attributes:
+        damage: mean of `damage` over the samples.
+        agreement: share of the samples with the same best class; None without class scores.
+    """
+
+    damage: float
+    agreement: float | None
+
+    @property
+    def kept(self) -> float:
+        """The agreement; of networks without classes, the share of the outputs' variance that is right."""
+        return self.agreement if self.agreement is not None else max(0.0, 1 - self.damage)
+
+
+def closeness(original: ir.Model, network: ir.Model, samples: Samples) -> Closeness:
+    """Run both networks over the samples."""
+    first, second = session(original), session(network)
+    damages, same = [], []
+    for places, feeds in fed(samples, first):
+        a, b = (
+            [y[: len(places)] if y.ndim else y for y in run(runnable, feeds)] for runnable in (first, second)
+        )
+        damages.append(damage(a, b))
+        scores = a[0].reshape(len(a[0]), -1) if a[0].ndim else np.zeros((0, 0))
+        if a[0].ndim >= 2 and scores.shape[1] == a[0].shape[1] > 1:
+            same.append(scores.argmax(axis=1) == b[0].reshape(scores.shape).argmax(axis=1))
+    return Closeness(
+        float(np.concatenate(damages).mean()), float(np.concatenate(same).mean()) if same else None
+    )

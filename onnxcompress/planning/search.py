@@ -1,0 +1,243 @@
+"""The plan for a budget: chosen by measured sensitivities, measured choice by choice, and corrected."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.errors import InputError
+from onnxcompress.factoring.fitted import error_curve
+from onnxcompress.factoring.layers import FactorLayer, factor_layers
+from onnxcompress.measure.cost import cost
+from onnxcompress.plan import Plan, Ranks
+from onnxcompress.planning.budget import Decision, decide, ranks_of
+from onnxcompress.planning.choices import Choices, choices
+from onnxcompress.planning.survey import Change, Survey, changed, factored, measured_damage
+from onnxcompress.pruning.elimination import readers, repaired
+from onnxcompress.pruning.lrn import rewrite_lrn
+from onnxcompress.pruning.selection import is_convolutional, skipped
+from onnxcompress.pruning.surgery import remove_filters
+from onnxcompress.shapes import concrete_shapes
+
+KINDS = ("macs", "params")
+
+CORRECTIONS = 2
+"""Times that the damage of all choices of a plan is measured and the plan chosen anew."""
+
+BUDGET_SHARE = 0.99
+"""Of the budget that is to be used at least, where there is something left to keep."""
+
+ATTEMPTS = 8
+"""Times that the budget of the model of costs is adjusted to the cost of the network itself."""
+
+Advance = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A share of the original's cost that the network may keep.
+
+    Attributes:
+        kind: ``macs`` or ``params``.
+        share: above 0, below 1.
+    """
+
+    kind: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and the damage (`measure.damage`) that is expected of it before weights are fitted."""
+
+    plan: Plan
+    damage: float
+
+
+def parse_target(text: str) -> Target:
+    """The target that a text names: ``macs=0.5``, ``params=0.3``.
+
+    Raises:
+        InputError: when it names none.
+    """
+    kind, _, number = text.partition("=")
+    try:
+        share = float(number)
+    except ValueError:
+        share = np.nan
+    if kind not in KINDS or not 0 < share < 1:
+        raise InputError(f"target: '{text}' is not one; give macs=0.5 or params=0.3: the share that may stay")
+    return Target(kind, share)
+
+
+class Planner:
+    """Finds plans for one network; what it measures for one budget serves the next ones.
+
+    Attributes:
+        survey: of the network.
+        kind: of cost.
+        sensitivity: damage for each unit of variance that a layer's response loses, by layer.
+    """
+
+    def __init__(
+        self,
+        survey: Survey,
+        kind: str,
+        *,
+        rewrite: Sequence[str] = (),
+        skip: Sequence[str] = (),
+        progress: Advance | None = None,
+    ) -> None:
+        """Measure how sensitive the output is to every layer.
+
+        Args:
+            survey: of the network.
+            kind: ``macs`` or ``params``.
+            rewrite: LRN nodes that the plans are to rewrite.
+            skip: glob patterns of layers to leave as they are.
+            progress: called with (what is done, steps done, steps in all).
+        """
+        self.survey, self.kind, self.progress = survey, kind, progress
+        self.rewrite = list(rewrite)
+        self.total = self._measure(survey.network)
+        self.sensitivity = sensitivity = self._sensitivity()
+        layers = survey.layers
+        groups = survey.graph.groups if is_convolutional(survey.network, survey.graph) else []
+        own = sum(self._cost(layer) for layer in layers if layer.shape)
+        self.choices = choices(
+            survey.graph,
+            [group for group in groups if not skipped(group, tuple(skip))],
+            layers,
+            survey.moments,
+            sensitivity,
+            params=kind == "params",
+            fixed=self.total - own,
+            skip=skip,
+        )
+        self.readers = readers(survey.graph, layers, survey.moments, sensitivity)
+
+    def plan(self, share: float) -> Planned:
+        """The best plan found that keeps at most this share of the cost."""
+        decision = self._within(share)
+        for round_ in range(CORRECTIONS):
+            self._correct(decision, f"measuring the plan, {round_ + 1} of {CORRECTIONS}")
+            decision = self._within(share)
+        return Planned(replace(self.choices.plan(decision), rewrite=self.rewrite), decision.damage)
+
+    def share_of(self, plan: Plan) -> float:
+        """The share of the original's cost that a plan leaves."""
+        return self._real_cost(plan) / self.total
+
+    def _within(self, share: float) -> Decision:
+        """A decision whose network has the cost that is asked for, whatever the model of costs leaves out."""
+        budget = share * self.total
+        for _ in range(ATTEMPTS):
+            decision = decide(self.choices.problem, budget)
+            real = self._real_cost(self.choices.plan(decision)) / self.total
+            if share * BUDGET_SHARE <= real <= share:
+                break
+            budget *= min(share * (1 + BUDGET_SHARE) / 2 / real, 1.2)
+        return decision
+
+    def _real_cost(self, plan: Plan) -> float:
+        network = self.survey.network
+        if plan.prune:
+            network = remove_filters(network, plan.prune)
+        if self.rewrite:
+            network = rewrite_lrn(network, self.rewrite)
+        total = self._measure(network)
+        if plan.decompose:
+            for layer in factor_layers(network, concrete_shapes(network)):
+                if layer.name in plan.decompose:
+                    total += self._cost(layer, plan.decompose[layer.name]) - self._cost(layer)
+        return total
+
+    def _measure(self, network: ir.Model) -> int:
+        found = cost(network)
+        return found.macs if self.kind == "macs" else found.params
+
+    def _cost(self, layer: FactorLayer, ranks: Ranks | None = None) -> int:
+        if self.kind == "macs":
+            return layer.macs if ranks is None else layer.chain_macs(ranks)
+        return int(np.prod(layer.shape)) if ranks is None else layer.chain_params(ranks)
+
+    def _sensitivity(self) -> dict[str, float]:
+        """Damage for each unit of variance that a layer's response loses when half its cost goes."""
+        cases: dict[str, list[Change]] = {}
+        lost: dict[str, float] = {}
+        for layer in self.survey.layers:
+            if layer.name in self.survey.moments:
+                ranks = self._half(layer)
+                change, lost[layer.name] = factored(layer, self.survey.moments[layer.name], ranks)
+                cases[layer.name] = [change]
+        damage = measured_damage(self.survey, cases, self._advance("measuring sensitivities"))
+        return {name: damage[name] / lost[name] if lost[name] > 0 else 0.0 for name in cases}
+
+    def _half(self, layer: FactorLayer) -> Ranks:
+        """Ranks at which a layer keeps about half its cost and loses least."""
+        moments = self.survey.moments[layer.name]
+        weights = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+        curve = error_curve(weights[0], moments.covariance[0], layer.sides[1])
+        options = []
+        for row, into in enumerate(curve.into.tolist()):
+            for out in range(1, layer.sides[0] + 1):
+                ranks = Ranks(out, into) if layer.kind == "kxk" else Ranks(out, out)
+                if self._cost(layer, ranks) <= self._cost(layer) / 2:
+                    options.append((curve.errors[row, out], ranks))
+        return min(options)[1] if options else Ranks(1, layer.sides[1] if layer.kind == "kxk" else 1)
+
+    def _correct(self, decision: Decision, what: str) -> None:
+        """Measure the damage of each choice of a decision, and scale what is expected of others like it."""
+        problem, survey = self.choices.problem, self.survey
+        by_name = {layer.name: layer for layer in survey.layers}
+        cases: dict[str, list[Change]] = {}
+        for name in decision.picked:
+            if (
+                ranks := ranks_of(problem, replace(decision, removed=[0] * len(decision.removed)), name)
+            ) is not None:
+                cases[f"layer {name}"] = [factored(by_name[name], survey.moments[name], ranks)[0]]
+        for index, (count, elimination) in enumerate(
+            zip(decision.removed, self.choices.eliminations, strict=True)
+        ):
+            if count:
+                cases[f"group {index}"] = self._pruned(elimination.order[:count])
+        found = measured_damage(survey, cases, self._advance(what))
+        layers = dict(problem.layers)
+        for name, index in decision.picked.items():
+            if f"layer {name}" in found:
+                layers[name] = replace(
+                    layers[name], damage=_scaled(layers[name].damage, index, found[f"layer {name}"])
+                )
+        groups = [
+            replace(group, damage=_scaled(group.damage, count, found[f"group {index}"])) if count else group
+            for index, (group, count) in enumerate(zip(problem.groups, decision.removed, strict=True))
+        ]
+        self.choices = Choices(
+            replace(problem, layers=layers, groups=groups), self.choices.eliminations, survey.graph
+        )
+
+    def _pruned(self, gone: np.ndarray) -> list[Change]:
+        weights: dict[str, np.ndarray] = {}
+        layers: dict[str, FactorLayer] = {}
+        for reader in self.readers:
+            if np.isin(reader.sets, gone).any():
+                name = reader.layer.name
+                layers[name] = reader.layer
+                if name not in weights:
+                    weights[name] = reader.layer.weight.reshape(
+                        reader.layer.groups, reader.layer.sides[0], -1
+                    )
+                weights[name][reader.part] = repaired(reader, gone)
+        return [changed(layers[name], self.survey.moments[name], weights[name]) for name in weights]
+
+    def _advance(self, what: str) -> Callable[[int, int], None] | None:
+        if self.progress is None:
+            return None
+        report = self.progress
+        return lambda done, total: report(what, done, total)
+
+
+def _scaled(curve: np.ndarray, index: int, measured: float) -> np.ndarray:
+    expected = curve[index]
+    return curve * (measured / expected) if expected > 0 and measured > 0 else curve

@@ -1,0 +1,128 @@
+"""What is known of a network before anything is decided: moments of layers' inputs, and what errors do."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxcompress.calibration.patches import fitted_layers
+from onnxcompress.calibration.samples import Parts, Progress, Samples
+from onnxcompress.calibration.stages import Stages
+from onnxcompress.calibration.statistics import Moments, statistics
+from onnxcompress.factoring.fitted import fit_factors, regular
+from onnxcompress.factoring.layers import FactorLayer, factor_layers, set_weights
+from onnxcompress.measure.damage import damage
+from onnxcompress.plan import Ranks
+from onnxcompress.pruning.analysis import analyse
+from onnxcompress.pruning.channels import ChannelGraph
+from onnxcompress.shapes import concrete_shapes
+
+PROBES = 48
+"""Samples that damage to the output is measured on, of those kept for choosing."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A network and what calibration data say about it.
+
+    Attributes:
+        network: simplified; its weights are changed and put back while damage is measured.
+        layers: its Conv, ConvTranspose, Gemm and MatMul.
+        graph: its channels.
+        moments: of what layers read, by layer.
+        parts: the samples.
+    """
+
+    network: ir.Model
+    layers: list[FactorLayer]
+    graph: ChannelGraph
+    moments: Mapping[str, Moments]
+    parts: Parts
+
+
+@dataclass(frozen=True)
+class Change:
+    """Other weights for a layer."""
+
+    layer: FactorLayer
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64] | None
+
+
+def survey(
+    network: ir.Model,
+    parts: Parts,
+    moments: Mapping[str, Moments] | None = None,
+    progress: Progress | None = None,
+) -> Survey:
+    """Analyse a network and, unless the moments are known already, run it once on the data."""
+    shapes = concrete_shapes(network)
+    layers = factor_layers(network, shapes)
+    graph = analyse(network, shapes)
+    if moments is None:
+        moments = statistics(network, layers, parts.fit, progress)
+    return Survey(network, layers, graph, moments, parts)
+
+
+def factored(layer: FactorLayer, moments: Moments, ranks: Ranks) -> tuple[Change, float]:
+    """A layer with the weights of its fitted factors and an exact bias, and the variance that it loses."""
+    given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+    weights, lost = [], 0.0
+    for weight, covariance in zip(given, moments.covariance, strict=True):
+        weights.append(fit_factors(weight, covariance, layer.sides[1], ranks).weights)
+        rest = weight - weights[-1]
+        lost += float(np.sum((rest @ regular(covariance)) * rest))
+    return changed(layer, moments, np.stack(weights)), lost
+
+
+def changed(layer: FactorLayer, moments: Moments, weights: NDArray[np.float64]) -> Change:
+    """A layer with other weights, (groups, M / groups, d), and the bias that keeps its mean response."""
+    given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+    bias = layer.bias
+    if bias is not None:
+        bias = bias + np.einsum("gmd,gd->gm", given - weights, moments.mean).ravel()
+    return Change(layer, weights.reshape(layer.shape), bias)
+
+
+def measured_damage(
+    survey: Survey, changes: Mapping[str, Sequence[Change]], progress: Progress | None = None
+) -> dict[str, float]:
+    """Mean damage to the network's output when some layers have other weights, each case by itself.
+
+    Args:
+        survey: of the network.
+        changes: by any name, the layers that change together.
+        progress: called with (cases done, cases in all).
+    """
+    network = survey.network
+    chosen = survey.parts.choose
+    samples = Samples(chosen.arrays, chosen.chosen[:PROBES])
+    stages = Stages(network, fitted_layers(survey.layers), samples)
+    place = {layer.name: stage for stage, members in enumerate(stages.layers) for layer in members}
+    outputs = [str(value.name) for value in network.graph.outputs]
+    original: list[list[np.ndarray]] = []
+    found: dict[str, float] = {}
+    for stage in range(len(stages.layers)):
+        cases = [n for n, case in changes.items() if min(place[c.layer.name] for c in case) == stage]
+        if not cases:
+            continue
+        for _ in stages.before(stage, []):
+            pass
+        if not original:
+            original = [[values[name] for name in outputs] for values in stages.rest(outputs)]
+        for name in cases:
+            given = [Change(c.layer, c.layer.weight, c.layer.bias) for c in changes[name]]
+            for change in changes[name]:
+                set_weights(change.layer, change.weight, change.bias)
+            try:
+                runs = [[values[each] for each in outputs] for values in stages.rest(outputs)]
+            finally:
+                for change in given:
+                    set_weights(change.layer, change.weight, change.bias)
+            each = [damage(a, b) for a, b in zip(original, runs, strict=True)]
+            found[name] = float(np.concatenate(each).mean())
+            if progress is not None:
+                progress(len(found), len(changes))
+    return found

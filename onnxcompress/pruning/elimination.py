@@ -1,0 +1,158 @@
+"""Which channels the others can replace: they go one after the other, and the readers are repaired each time.
+
+A reader of patches x with covariance G and weights W loses, when the columns c of W go and the others are
+fitted anew, tr(W_c [(G⁻¹)_cc]⁻¹ W_cᵀ) of its response's variance: the optimal brain surgeon (Hassibi and
+Stork 1993, equation 5) for whole channels and squared response error. The channel for which that is least
+goes; then the same again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxcompress.calibration.statistics import Moments
+from onnxcompress.factoring.fitted import regular
+from onnxcompress.factoring.layers import FactorLayer
+from onnxcompress.pruning.channels import ChannelGraph, Group
+
+Array = NDArray[np.float64]
+
+STEPS = 40
+"""In which a group is eliminated: larger groups lose several channel sets at a time."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One group of a layer's filters, all of which read the same channels.
+
+    Attributes:
+        layer: its layer.
+        part: which of the layer's groups.
+        weights: (M / groups, C / groups · kernel).
+        covariance: of the patches.
+        sets: channel set of every channel that is read, (C / groups,); -1 for one that cannot go.
+        weight: of an error in its response among those of other readers.
+    """
+
+    layer: FactorLayer
+    part: int
+    weights: Array
+    covariance: NDArray
+    sets: NDArray[np.int64]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Elimination:
+    """The order in which the channel sets of a group go.
+
+    Attributes:
+        order: ids of the sets, (n,); the last one stays.
+        damage: when the first 0, 1 … n − 1 of them are gone, (n,), not decreasing.
+    """
+
+    order: NDArray[np.int64]
+    damage: Array
+
+
+def readers(
+    graph: ChannelGraph,
+    layers: Sequence[FactorLayer],
+    moments: Mapping[str, Moments],
+    sensitivity: Mapping[str, float],
+) -> list[Reader]:
+    """The readers of channels that could go, with what is known of their input.
+
+    Args:
+        graph: of the network.
+        layers: of it.
+        moments: by layer; those without are no readers here.
+        sensitivity: damage for each unit of variance of a layer's response that is lost, by layer.
+    """
+    axes = {(entry.node, entry.parameter, entry.axis): entry for entry in graph.parameters}
+    found = []
+    for layer in layers:
+        entry = axes.get((layer.node, layer.weights, 0 if layer.mirrored else 1)) if layer.shape else None
+        if entry is None or layer.kind == "depthwise" or layer.name not in moments:
+            continue
+        sets = graph.set_of[entry.atoms].reshape(layer.groups, layer.sides[1])
+        sets = np.where(np.isin(sets, list(graph.locked)), -1, sets)
+        weight = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+        for part, each in enumerate(zip(weight, moments[layer.name].covariance, sets, strict=True)):
+            found.append(Reader(layer, part, *each, sensitivity.get(layer.name, 0.0)))
+    return found
+
+
+def repaired(reader: Reader, gone: NDArray[np.int64]) -> Array:
+    """The reader's weights once these sets are gone: theirs are zero, the others' fitted anew."""
+    kernel = len(reader.covariance) // len(reader.sets)
+    out = np.repeat(np.isin(reader.sets, gone), kernel)
+    g = regular(reader.covariance)
+    weights = reader.weights.copy()
+    weights[:, ~out] += np.linalg.solve(g[np.ix_(~out, ~out)], g[np.ix_(~out, out)] @ weights[:, out].T).T
+    weights[:, out] = 0
+    return weights
+
+
+def eliminate(group: Group, of: Sequence[Reader]) -> Elimination | None:
+    """The order in which the sets of a group go, and the damage; None when no reader of theirs is known."""
+    reading = [_State(reader, group.sets) for reader in of if np.isin(reader.sets, group.sets).any()]
+    if not reading:
+        return None
+    left = np.arange(len(group.sets))
+    order: list[int] = []
+    damage = [0.0]
+    step = max(1, len(left) // STEPS)
+    while len(left) > 1:
+        losses = np.sum([state.losses() for state in reading], axis=0)[left]
+        gone = left[np.argsort(losses, kind="stable")[: min(step, len(left) - 1)]]
+        before = damage[-1]
+        together = sum(state.remove(gone) for state in reading)
+        # Within a step the sets share what they cost together.
+        damage += (before + together * np.arange(1, len(gone) + 1) / len(gone)).tolist()
+        order += gone.tolist()
+        left = np.setdiff1d(left, gone)
+    return Elimination(group.sets[np.array([*order, *left], np.int64)], np.array(damage))
+
+
+class _State:
+    """A reader on the way: its weights, repaired so far, and the inverse covariance of what is left."""
+
+    def __init__(self, reader: Reader, sets: NDArray[np.int64]) -> None:
+        self.weight, self.weights = reader.weight, reader.weights.copy()
+        kernel = len(reader.covariance) // len(reader.sets)
+        self.inverse = np.linalg.inv(regular(reader.covariance))
+        columns = np.arange(len(reader.covariance)).reshape(-1, kernel)
+        self.columns = [columns[reader.sets == each].ravel() for each in sets]
+
+    def losses(self) -> Array:
+        """For each set, what would be lost with it."""
+        widths = np.array([len(columns) for columns in self.columns])
+        found = np.zeros(len(widths))
+        for width in np.unique(widths[widths > 0]):
+            alike = np.flatnonzero(widths == width)
+            at = np.stack([self.columns[index] for index in alike])
+            blocks = self.inverse[at[:, :, None], at[:, None, :]]
+            w = self.weights[:, at].transpose(1, 2, 0)
+            found[alike] = np.sum(w * np.linalg.solve(blocks, w), axis=(1, 2))
+        return self.weight * found
+
+    def remove(self, gone: NDArray[np.int64]) -> float:
+        """Take these sets out, repair the weights of the rest, and say what was lost."""
+        at = np.concatenate([self.columns[index] for index in gone])
+        if not len(at):
+            return 0.0
+        w = self.weights[:, at]
+        solved = np.linalg.solve(self.inverse[np.ix_(at, at)], np.hstack([w.T, self.inverse[at]]))
+        lost = float(np.sum(w.T * solved[:, : len(w)]))
+        self.weights -= w @ solved[:, len(w) :]
+        self.inverse -= self.inverse[:, at] @ solved[:, len(w) :]
+        self.weights[:, at] = 0
+        # What is gone must not be lost again.
+        self.inverse[at], self.inverse[:, at] = 0, 0
+        self.inverse[at, at] = 1
+        for index in gone:
+            self.columns[index] = at[:0]
+        return self.weight * lost

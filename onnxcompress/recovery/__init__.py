@@ -1,0 +1,1 @@
+"""Getting accuracy back: weights change, shapes do not."""

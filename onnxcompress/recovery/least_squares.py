@@ -1,0 +1,261 @@
+"""Weights that give the original network's responses on what the compressed network feeds them.
+
+Layers are fitted from front to back: each sees what those before it have become and is fitted to what the
+original gave (asymmetric reconstruction, Zhang et al. 2016, section 3.3; for pruned layers He et al. 2017,
+equation 1). Where a Relu follows, an error counts only where it shows behind it (Zhang et al., section 3.1).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import scipy.linalg
+from numpy.typing import NDArray
+
+from onnxcompress.calibration.patches import fitted_layers, patches, per_sample
+from onnxcompress.calibration.samples import Samples
+from onnxcompress.calibration.stages import Stages
+from onnxcompress.factoring.fitted import Factors, fit_factors
+from onnxcompress.factoring.layers import FactorLayer, factor_layers, set_weights
+from onnxcompress.plan import Ranks
+from onnxcompress.shapes import concrete_shapes
+
+Array = NDArray[np.float64]
+Progress = Callable[[int, int], None]
+
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3)
+"""Pull toward the given weights, relative to the mean variance of the inputs; held-back samples choose."""
+
+HELD_BACK = 5
+"""Every so many samples one is held back to choose the ridge."""
+
+CLOSED = 0.01
+"""Share of the time that a filter which a Relu never lets through is taken to be let through."""
+
+RELU_ROUNDS = 2
+"""Times that the responses which a Relu hides are set anew."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A layer's new weights.
+
+    Attributes:
+        weight: (M, C / groups, *kernel), of a factored layer the product of its factors.
+        bias: (M,).
+        factors: by group; None for a layer that is not factored.
+    """
+
+    weight: Array
+    bias: Array
+    factors: tuple[Factors, ...] | None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a layer reads and should give at sampled positions.
+
+    Attributes:
+        x: patches, (groups, n, d).
+        y: the original's responses, (groups, n, M / groups).
+        held_back: which of the n choose the ridge.
+    """
+
+    x: NDArray[np.float32]
+    y: NDArray[np.float32]
+    held_back: NDArray[np.bool_]
+
+
+def refit(
+    original: ir.Model,
+    network: ir.Model,
+    filters: dict[str, list[int]],
+    ranks: dict[str, Ranks],
+    samples: Samples,
+    progress: Progress | None = None,
+    metrics: Mapping[str, Array] | None = None,
+) -> tuple[ir.Model, dict[str, Fit]]:
+    """Fit all layers of a network to the original's responses, front to back.
+
+    Args:
+        original: the simplified network before anything was removed.
+        network: the same without `filters`, its layers not factored yet; not touched.
+        filters: those that were removed, by layer.
+        ranks: at which layers are to be factored.
+        samples: to fit to.
+        metrics: by layer, what errors of its response cost, (M, M) (see `metric.metrics`).
+        progress: called with (stages done, stages in all).
+
+    Returns:
+        the network with the fitted weights, factored ones as their products; the fits, by layer.
+    """
+    result = network.clone()
+    before = {layer.name: layer for layer in factor_layers(original, concrete_shapes(original))}
+    layers = [
+        layer
+        for layer in fitted_layers(factor_layers(result, concrete_shapes(network)))
+        if layer.name in before
+    ]
+    # Both networks are cut at the same layers.
+    ours = Stages(result, layers, samples)
+    theirs = Stages(original, [before[layer.name] for layer in layers], samples)
+    fits: dict[str, Fit] = {}
+    number = {layer.name: index for index, layer in enumerate(layers)}
+    for stage, members in enumerate(ours.layers):
+        seen = _observed(stage, members, before, ours, theirs, filters, number)
+        for layer in members:
+            metric = (metrics or {}).get(layer.name)
+            fit = _fit_layer(layer, seen.pop(layer.name), ranks.get(layer.name), metric)
+            set_weights(layer, fit.weight, fit.bias if layer.bias is not None else None)
+            fits[layer.name] = fit
+        if progress is not None:
+            progress(stage + 1, len(ours.layers))
+    return result, fits
+
+
+def _observed(
+    stage: int,
+    members: list[FactorLayer],
+    before: dict[str, FactorLayer],
+    ours: Stages,
+    theirs: Stages,
+    filters: dict[str, list[int]],
+    number: dict[str, int],
+) -> dict[str, Observed]:
+    found: dict[str, list[tuple[NDArray, NDArray]]] = {layer.name: [] for layer in members}
+    held: dict[str, list[NDArray[np.bool_]]] = {layer.name: [] for layer in members}
+    runs = zip(
+        ours.before(stage, [_input(layer) for layer in members]),
+        theirs.before(stage, [_input(before[layer.name]) for layer in members]),
+        strict=True,
+    )
+    for batch, (mine, given) in enumerate(runs):
+        for layer in members:
+            old = before[layer.name]
+            count, seed = per_sample(old, len(ours.samples)), (number[layer.name], batch)
+            x = patches(layer, mine[_input(layer)], count, seed)
+            weight = old.weight.reshape(old.groups, old.sides[0], -1)
+            y = patches(old, given[_input(old)], count, seed) @ weight.swapaxes(1, 2).astype(np.float32)
+            if (bias := old.bias) is not None:
+                y += bias.reshape(old.groups, 1, -1).astype(np.float32)
+            found[layer.name].append((x, _kept(y, filters.get(layer.name, []), layer.groups)))
+            held[layer.name].append(np.full(x.shape[1], batch % HELD_BACK == HELD_BACK - 1))
+    return {
+        name: Observed(
+            np.concatenate([x for x, _ in pairs], axis=1),
+            np.concatenate([y for _, y in pairs], axis=1),
+            np.concatenate(held[name]),
+        )
+        for name, pairs in found.items()
+    }
+
+
+def _kept(y: NDArray, removed: list[int], groups: int) -> NDArray:
+    """Responses (groups, n, M / groups) without removed filters."""
+    flat = np.delete(y.transpose(1, 0, 2).reshape(y.shape[1], -1), removed, axis=1)
+    return flat.reshape(len(flat), groups, -1).transpose(1, 0, 2)
+
+
+def _fit_layer(layer: FactorLayer, seen: Observed, ranks: Ranks | None, metric: Array | None) -> Fit:
+    given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+    relu = [node.op_type for node, _ in layer.node.outputs[0].uses()] == ["Relu"]
+    channels = layer.sides[1]
+    weights, biases, factors = [], [], []
+    parts = np.split(np.arange(layer.shape[0]), layer.groups)
+    for x, y, w, part in zip(seen.x, seen.y, given, parts, strict=True):
+        own = None if metric is None else metric[np.ix_(part, part)]
+        fitted, bias, chain = fit_group(
+            x, y, w, seen.held_back, channels, ranks, relu, layer.bias is not None, own
+        )
+        weights.append(fitted)
+        biases.append(bias)
+        factors.append(chain)
+    chains = tuple(chain for chain in factors if chain is not None)
+    return Fit(
+        np.concatenate(weights).reshape(layer.shape),
+        np.concatenate(biases),
+        chains if ranks is not None else None,
+    )
+
+
+def fit_group(
+    x: NDArray,
+    y: NDArray,
+    given: Array,
+    held_back: NDArray[np.bool_],
+    channels: int,
+    ranks: Ranks | None,
+    relu: bool,
+    bias: bool = True,
+    metric: Array | None = None,
+) -> tuple[Array, Array, Factors | None]:
+    """Weights W and bias b for which W·x + b is near y.
+
+    Args:
+        x: patches, (n, d).
+        y: responses, (n, m).
+        given: weights toward which the ridge pulls, (m, d).
+        held_back: which of the n choose the ridge, (n,).
+        channels: C of d = C · kernel.
+        ranks: of the factors; None for weights of full rank.
+        relu: whether errors of negative responses count only as far as they become positive.
+        bias: whether the layer has one; without it b is 0.
+        metric: what errors of the response cost, (m, m); None for their square.
+
+    Returns:
+        (W (m, d), b (m,), the factors of W or None)
+    """
+    if relu and metric is not None:
+        open_ = (y > 0).astype(np.float32)
+        metric = metric * (open_.T @ open_ / len(y) + CLOSED * np.eye(len(metric)))
+    target = y
+    for _ in range(1 + RELU_ROUNDS * relu):
+        weights, factors, shift = _solve(x, target, given, held_back, channels, ranks, bias, metric)
+        if relu:
+            response = x @ weights.T.astype(np.float32) + shift.astype(np.float32)
+            target = np.where(y > 0, y, np.minimum(response, 0))
+    return weights, shift, factors
+
+
+def _solve(
+    x: NDArray,
+    y: NDArray,
+    given: Array,
+    held_back: NDArray[np.bool_],
+    channels: int,
+    ranks: Ranks | None,
+    bias: bool,
+    metric: Array | None,
+) -> tuple[Array, Factors | None, Array]:
+    x_mean = x.mean(axis=0, dtype=np.float64) if bias else np.zeros(x.shape[1])
+    y_mean = y.mean(axis=0, dtype=np.float64) if bias else np.zeros(y.shape[1])
+    x = x - x_mean.astype(np.float32)
+    rest = y - y_mean.astype(np.float32) - x @ given.T.astype(np.float32)
+    parts = [_products(x[part], rest[part]) for part in (~held_back, held_back)]
+    (g, c, n), (g_held, c_held, _) = parts
+    scale = max(np.trace(g) / len(g), np.finfo(np.float64).tiny)
+    eye = np.eye(len(g))
+    tried = []
+    for ridge in RIDGES:
+        change = scipy.linalg.solve(g / n + ridge * scale / n * eye, c.T / n, assume_a="pos").T
+        tried.append((np.sum((change @ g_held) * change) - 2 * np.sum(change * c_held), ridge))
+    best, ridge = min(tried)
+    g, c = g + g_held, c + c_held
+    if best < 0 or not held_back.any():
+        weights = given + scipy.linalg.solve(g + ridge * scale * len(x) / n * eye, c.T, assume_a="pos").T
+    else:
+        weights = given
+    factors = None
+    if ranks is not None:
+        factors = fit_factors(weights, g / len(x), channels, ranks, metric)
+        weights = factors.weights
+    return weights, factors, y_mean - weights @ x_mean
+
+
+def _products(x: NDArray, y: NDArray) -> tuple[Array, Array, int]:
+    return (x.T @ x).astype(np.float64), (y.T @ x).astype(np.float64), len(x)
+
+
+def _input(layer: FactorLayer) -> str:
+    return str(layer.node.inputs[0].name)  # type: ignore[union-attr]
