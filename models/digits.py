@@ -2,26 +2,28 @@
 
     python -m models.digits
 
-Nothing but NumPy and ONNX Runtime does the work: onnxsim writes the gradients as ONNX nodes. The test part is
-read once, at the end, to report; the hyper-parameters below were chosen on the calibration part.
+The trainer is the package's own. The test part is read once, at the end, to report; the hyper-parameters
+below were chosen on the calibration part.
 """
 
 import argparse
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
-from onnxsim.compile_training import compile_training_loop
-from onnxsim.graph_grad import custom_gradient
+from onnx import helper
 from scipy.ndimage import affine_transform
 
-from models import gradients, zoo
+from models import zoo
 from models.digits_data import Part, load_digits_parts
 from onnxcompress.caffe import import_caffe_text
+from onnxcompress.training.losses import Loss, Term
+from onnxcompress.training.parameters import Multipliers, current, trainable, with_weights
+from onnxcompress.training.schedules import Schedule
+from onnxcompress.training.trainer import Batch, Recipe, start
+from onnxcompress.training.trainer import train as steps
 
 SHIPPED = Path(__file__).with_name("digits_inception.onnx")
 LRN_ALPHA = 0.1  # GoogLeNet's 0.0001 is for pixels of 0..255; with 0..1 it would do nothing
@@ -60,36 +62,6 @@ def untrained(seed: int) -> onnx.ModelProto:
     return ir.to_proto(import_caffe_text(prototxt(), seed=seed))
 
 
-def training_graph(model: onnx.ModelProto, batch: int) -> onnx.ModelProto:
-    """`model` for a fixed batch, with the input `target` (batch, 10) and the output `loss`.
-
-    The loss is the mean cross entropy of the class probabilities against `target`.
-    """
-    model = onnx.ModelProto.FromString(model.SerializeToString())
-    graph = model.graph
-    (probabilities,) = graph.output
-    graph.input[0].type.tensor_type.shape.dim[0].dim_value = batch
-    graph.input.append(helper.make_tensor_value_info("target", TensorProto.FLOAT, (batch, 10)))
-    graph.initializer.extend(
-        [
-            numpy_helper.from_array(np.float32(1e-12), "tiny"),
-            numpy_helper.from_array(np.float32(-1 / batch), "scale"),
-        ]
-    )
-    graph.node.extend(
-        [
-            helper.make_node("Add", [probabilities.name, "tiny"], ["positive"]),
-            helper.make_node("Log", ["positive"], ["logarithm"]),
-            helper.make_node("Mul", ["logarithm", "target"], ["likelihood"]),
-            helper.make_node("ReduceSum", ["likelihood"], ["total"], keepdims=0),
-            helper.make_node("Mul", ["total", "scale"], ["loss"]),
-        ]
-    )
-    del graph.output[:], graph.value_info[:]
-    graph.output.append(helper.make_tensor_value_info("loss", TensorProto.FLOAT, ()))
-    return model
-
-
 def augment(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Each image turned and shifted a little, at random; same shape, zeros outside."""
     result = np.empty_like(images)
@@ -105,28 +77,35 @@ def augment(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def train(model: onnx.ModelProto, part: Part, epochs: int, seed: int) -> onnx.ModelProto:
     """`model` with its weights trained on `part` by Adam, the rate rising briefly and falling as a cosine."""
     rng = np.random.default_rng(seed)
-    steps = len(part.labels) // BATCH
+    per_epoch = len(part.labels) // BATCH
     targets = np.eye(10, dtype=np.float32) * (1 - SMOOTHING) + np.float32(SMOOTHING / 10)
-    weights = [tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT]
-    with ExitStack() as rules:
-        rules.enter_context(custom_gradient("LRN", gradients.lrn))
-        rules.enter_context(custom_gradient("Flatten", gradients.flatten))
-        loop = compile_training_loop(training_graph(model, BATCH), "loss", weights)
-        for epoch in range(epochs):
+    network = ir.from_proto(model)
+    names = list(trainable(network))
+    recipe = Recipe(
+        optimizer="adam-caffe",
+        rate=PEAK_RATE,
+        schedule=Schedule(warmup=epochs * per_epoch // 20),
+        batch=BATCH,
+    )
+    order = np.empty(0, np.int64)
+
+    def batch_of(step: int) -> Batch:
+        nonlocal order
+        position = step % per_epoch
+        if position == 0:
             order = rng.permutation(len(part.labels))
+        batch = order[position * BATCH : (position + 1) * BATCH]
+        return augment(part.images[batch], rng), [targets[part.labels[batch]]]
+
+    state = start(current(network, names), recipe)
+    loss = Loss(network, names, [Term()], BATCH)
+    losses = []
+    for step in steps(loss, state, dict.fromkeys(names, Multipliers()), batch_of, epochs * per_epoch, recipe):
+        losses.append(step.loss)
+        if step.number % per_epoch == 0:
+            print(f"epoch {step.number // per_epoch:3d} of {epochs}: loss {np.mean(losses):.4f}", flush=True)
             losses = []
-            for step in range(steps):
-                batch = order[step * BATCH : (step + 1) * BATCH]
-                progress = (epoch + step / steps) / epochs
-                rate = PEAK_RATE * min(1, 20 * progress + 0.01) * (1 + np.cos(np.pi * progress)) / 2
-                feeds = {"data": augment(part.images[batch], rng), "target": targets[part.labels[batch]]}
-                losses.append(loop(feeds, lr=rate))
-            print(f"epoch {epoch + 1:3d} of {epochs}: loss {np.mean(losses):.4f}", flush=True)
-    trained = onnx.ModelProto.FromString(model.SerializeToString())
-    for tensor in trained.graph.initializer:
-        if tensor.name in weights:
-            tensor.CopyFrom(numpy_helper.from_array(loop.parameters()[tensor.name], tensor.name))
-    return trained
+    return ir.to_proto(with_weights(network, state.weights))
 
 
 def accuracy(model: onnx.ModelProto, part: Part) -> float:

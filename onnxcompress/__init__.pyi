@@ -21,12 +21,17 @@ from .measure.latency import Latency, bench
 from .model import load, save
 from .plan import Plan, Ranks, read_plan
 from .preprocessing import Preprocessing
+from .training.finetuning import Finetuned, finetune
+from .training.runs import Epoch
+from .training.trainer import Recipe
 
 __all__ = [
     "Accuracy",
     "Calibration",
     "Compressed",
     "Cost",
+    "Epoch",
+    "Finetuned",
     "Fitted",
     "InputError",
     "Inspection",
@@ -35,6 +40,7 @@ __all__ = [
     "Point",
     "Preprocessing",
     "Ranks",
+    "Recipe",
     "Stage",
     "apply",
     "bench",
@@ -42,6 +48,7 @@ __all__ = [
     "cost",
     "decompose",
     "evaluate",
+    "finetune",
     "import_caffe",
     "inspect",
     "load",

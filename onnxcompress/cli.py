@@ -62,7 +62,7 @@ Criterion = Annotated[
     str,
     typer.Option(
         help="What tells which filters matter least: l1, l2, fpgm, random; with --data also apoz, "
-        "activation, reconstruction. Default: reconstruction with --data, else l2.",
+        "activation, reconstruction, taylor. Default: reconstruction with --data, else l2.",
         show_default=False,
     ),
 ]
@@ -462,6 +462,126 @@ def tradeoff(
     if plot is not None:
         plots.tradeoff(points, kind, plot)
     _show(content, [report.tradeoff_table(points)], as_json, quiet)
+
+
+@command("finetune")
+def finetune(
+    model: Model,
+    output: Output,
+    data: Annotated[
+        Path,
+        typer.Option(help="Images or arrays to train on, with or without labels.", show_default=False),
+    ],
+    teacher: Annotated[
+        Path | None, typer.Option(help="Network whose answers are to be matched, most often the original.")
+    ] = None,
+    labels: Annotated[bool, typer.Option("--labels", help="The data's labels are to be matched.")] = False,
+    val: Annotated[
+        Path | None, typer.Option(help="Data after which the best epoch is chosen; without it, the last.")
+    ] = None,
+    new_head: Annotated[
+        int | None, typer.Option(help="New random weights for the last layer, with so many classes.")
+    ] = None,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.", min=0)] = 5,
+    batch: Annotated[int, typer.Option(help="Samples per step.", min=1)] = 8,
+    optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = "adam",
+    rate: Annotated[
+        float | None,
+        typer.Option(help="Highest learning rate; of adam the share of its size that a weight moves."),
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(help="How the rate falls: cosine, fixed, or another of Caffe's with --solver.")
+    ] = "cosine",
+    warmup: Annotated[int, typer.Option(help="Steps in which the rate rises.", min=0)] = 0,
+    weight_decay: Annotated[float, typer.Option(help="Pull of the weights to zero.", min=0)] = 0.0,
+    clip_gradients: Annotated[
+        float | None, typer.Option(help="Largest norm of all gradients together.")
+    ] = None,
+    solver: Annotated[
+        Path | None, typer.Option(help="Caffe's solver.prototxt, for all of these but --batch.")
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="Divides the class scores before teacher and network are compared.")
+    ] = 1.0,
+    teacher_weight: Annotated[
+        float, typer.Option(help="Share of the teacher where there are labels too, in (0, 1).")
+    ] = 0.5,
+    crop: Annotated[bool, typer.Option(help="Take images from anywhere, not from the centre.")] = True,
+    mirror: Annotated[bool, typer.Option(help="Mirror half of the images.")] = True,
+    seed: Annotated[int, typer.Option(help="Of order, crops, mirroring and new weights.")] = 0,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the same command was interrupted.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Train the weights: after a teacher (no labels needed), by labels, or both.
+
+    The state is kept in OUTPUT.checkpoint until the end, for --resume.
+    """
+    from onnxcompress.training.schedules import Schedule
+    from onnxcompress.training.solver import read_solver
+
+    for path in (data, teacher, val):
+        check_output(output, *([] if path is None else [path]))
+    network = _read(model, output)
+    recipe = verbs.Recipe(
+        optimizer=optimizer,
+        rate=0.1 if solver is not None else rate,
+        schedule=Schedule(policy, warmup=warmup),
+        weight_decay=weight_decay,
+        clip_gradients=clip_gradients,
+        batch=batch,
+        seed=seed,
+    )
+    steps = None
+    if solver is not None:
+        recipe, steps = read_solver(solver, recipe)
+    checkpoint = output.with_name(f"{output.name}.checkpoint")
+
+    def tell(epoch: verbs.Epoch) -> None:
+        if not quiet and not as_json:
+            stdout.print(report.epoch_line(epoch), markup=False, soft_wrap=True)
+
+    try:
+        with _progress(quiet) as advance:
+            result = verbs.finetune(
+                network,
+                data,
+                teacher=None if teacher is None else load(teacher),
+                labels=labels,
+                validation=val,
+                new_head=new_head,
+                epochs=epochs,
+                steps=steps,
+                recipe=recipe,
+                temperature=temperature,
+                teacher_weight=teacher_weight,
+                crop=crop,
+                mirror=mirror,
+                checkpoint_file=checkpoint,
+                resume=resume,
+                progress=functools.partial(advance, "training"),
+                on_epoch=tell,
+            )
+    except KeyboardInterrupt:
+        if not checkpoint.exists():
+            raise
+        raise InputError("interrupted; the same command with --resume goes on") from None
+    save(result.model, output, original=network if new_head is None else None)
+    checkpoint.unlink(missing_ok=True)
+    _show(
+        {
+            "output": str(output),
+            "best": result.best,
+            "rate": result.rate,
+            "epochs": report.records(result.curve),
+        },
+        [f"{output}: the weights after epoch {result.best}, highest rate {result.rate:g}"],
+        as_json,
+        quiet,
+    )
 
 
 @command("evaluate")

@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
-from onnxcompress.calibration.samples import Parts, Source, read_samples, split
+from onnxcompress.calibration.samples import Parts, Samples, Source, read_samples, split
 from onnxcompress.calibration.statistics import Moments, kept_statistics
+from onnxcompress.data import Data
 from onnxcompress.errors import InputError
 from onnxcompress.factoring import selection as rank_selection
 from onnxcompress.factoring.layers import factor_layers
@@ -30,6 +32,7 @@ from onnxcompress.pruning import selection as filter_selection
 from onnxcompress.pruning.activations import DATA_CRITERIA, data_scores
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.importance import CRITERIA, set_scores
+from onnxcompress.pruning.interleaved import TAYLOR, score_by_taylor
 from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.pruning.surgery import filters_of, remove_filters
 from onnxcompress.recovery.least_squares import refit
@@ -47,6 +50,10 @@ SMALLEST = 0.1
 
 PRECISION = 0.1
 """Relative, of the share of the MACs at which such a network is found."""
+
+
+TAYLOR_SAMPLES = 200
+"""That filters are scored by; more change the order little."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +160,8 @@ def prune(
         model: the network or its path.
         ratio: share of the filters to remove, in [0, 1).
         criterion: those that matter least by it go: ``l1``, ``l2``, ``fpgm`` or ``random``, and with data
-            ``apoz``, ``activation`` or ``reconstruction``. Empty: ``reconstruction`` with data, else ``l2``.
+            ``apoz``, ``activation``, ``reconstruction`` or ``taylor``. Empty: ``reconstruction`` with data,
+            else ``l2``.
         scope: ``layer``: the share of every layer; ``global``: of the whole network, wherever they are.
         round_to: layers keep a multiple of so many filters.
         skip: glob patterns of node names that keep all their filters.
@@ -484,9 +492,10 @@ def _choose_filters(
     if not 0 <= ratio < 1:
         raise InputError(f"ratio: {ratio} is not in [0, 1)")
     criterion = criterion or ("l2" if data is None else "reconstruction")
-    if criterion not in (*CRITERIA, *DATA_CRITERIA):
-        raise InputError(f"criterion: '{criterion}' is not one of {', '.join((*CRITERIA, *DATA_CRITERIA))}")
-    if criterion in DATA_CRITERIA and data is None:
+    known = (*CRITERIA, *DATA_CRITERIA, TAYLOR)
+    if criterion not in known:
+        raise InputError(f"criterion: '{criterion}' is not one of {', '.join(known)}")
+    if criterion not in CRITERIA and parts is None:
         raise InputError(f"criterion: {criterion} needs calibration data: give some with --data")
     if scope not in ("layer", "global"):
         raise InputError(f"scope: '{scope}' is not one of layer, global")
@@ -498,6 +507,9 @@ def _choose_filters(
         return _FilterChoice({}, kept, list(kept), {}, "")
     if criterion in CRITERIA:
         scores = set_scores(graph, criterion, seed)
+    elif criterion == TAYLOR:
+        assert parts is not None
+        scores = score_by_taylor(_spread(parts.fit, TAYLOR_SAMPLES), seed=seed)(network, graph)
     else:
         moments = _moments(network, data, parts, progress)
         assert moments is not None
@@ -519,6 +531,15 @@ def _choose_filters(
     return _FilterChoice(
         filters_of(graph, chosen), kept, [layer.name for layer in graph.layers], graph.unknown, shortfall
     )
+
+
+def _spread(samples: Samples, count: int) -> Data:
+    """At most so many samples of a network with one input, without labels."""
+    if len(samples.arrays) != 1:
+        raise InputError(f"criterion: {TAYLOR} needs a network with one input")
+    (array,) = samples.arrays.values()
+    rows = samples.chosen[:: max(1, len(samples) // count)][:count]
+    return Data("calibration data", np.asarray(array[rows]), None)
 
 
 def _choose_ranks(

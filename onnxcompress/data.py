@@ -13,7 +13,7 @@ from numpy.lib.npyio import NpzFile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from onnxcompress.errors import InputError
-from onnxcompress.preprocessing import CHANNELS, Preprocessing, prepare
+from onnxcompress.preprocessing import CHANNELS, Preprocessing, View, prepare
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -23,6 +23,10 @@ LABELS_FILE = "labels.csv"
 
 LABEL_DIGITS = 9
 """A class number with more is a mistake."""
+
+
+Reader = Callable[..., np.ndarray]
+"""From indices, and the views of the images, to samples."""
 
 
 @dataclass(frozen=True)
@@ -120,18 +124,31 @@ def batches(
     Raises:
         InputError: naming the file that cannot be decoded or does not fit the network.
     """
-    data, dtype = subset(data, limit), np.dtype(dtype)
-    read = (_array_reader if isinstance(data.samples, np.ndarray) else _image_reader)(
-        data, tuple(shape), dtype, preprocessing
-    )
+    data = subset(data, limit)
+    read = reader(data, shape=shape, dtype=dtype, preprocessing=preprocessing)
     for start in range(0, len(data), batch):
         part = slice(start, start + batch)
-        yield read(part), None if data.labels is None else data.labels[part]
+        yield read(np.arange(len(data))[part]), None if data.labels is None else data.labels[part]
+
+
+def reader(
+    data: Data,
+    *,
+    shape: Sequence[int | None],
+    dtype: npt.DTypeLike = np.float32,
+    preprocessing: Preprocessing | None = None,
+) -> Reader:
+    """A function that reads samples by their indices, as the network takes them; see `batches`.
+
+    Its second argument, if given, is the view of each image; arrays have only one.
+    """
+    start = _array_reader if isinstance(data.samples, np.ndarray) else _image_reader
+    return start(data, tuple(shape), np.dtype(dtype), preprocessing)
 
 
 def _array_reader(
     data: Data, shape: tuple[int | None, ...], dtype: np.dtype, _: Preprocessing | None
-) -> Callable[[slice], np.ndarray]:
+) -> Reader:
     samples = np.asanyarray(data.samples)
     found = samples.shape[1:]
     if len(found) != len(shape) or any(
@@ -143,13 +160,11 @@ def _array_reader(
     if not np.can_cast(samples.dtype, dtype, "same_kind"):
         raise InputError(f"{data.name}: its samples are {samples.dtype}, but the network takes {dtype}")
 
-    def read(part: slice) -> np.ndarray:
+    def read(part: np.ndarray, _: Sequence[View] | None = None) -> np.ndarray:
         x = np.array(samples[part], dtype)
         finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
         if not finite.all():
-            raise InputError(
-                f"{data.name}: sample {part.start + finite.argmin()} holds NaN or infinite values"
-            )
+            raise InputError(f"{data.name}: sample {part[finite.argmin()]} holds NaN or infinite values")
         return x
 
     return read
@@ -157,7 +172,7 @@ def _array_reader(
 
 def _image_reader(
     data: Data, shape: tuple[int | None, ...], dtype: np.dtype, preprocessing: Preprocessing | None
-) -> Callable[[slice], np.ndarray]:
+) -> Reader:
     if preprocessing is None:
         raise InputError(f"{data.name}: images need preprocessing, and the network carries none")
     if len(shape) != 3 or dtype.kind != "f":
@@ -173,19 +188,21 @@ def _image_reader(
         )
     size = height, width
 
-    def read(part: slice) -> np.ndarray:
-        return np.stack([_decode(file, preprocessing, *size) for file in data.samples[part]]).astype(dtype)
+    def read(part: np.ndarray, views: Sequence[View] | None = None) -> np.ndarray:
+        chosen = zip(part, views or [View()] * len(part), strict=True)
+        images = [_decode(data.samples[index], preprocessing, *size, view) for index, view in chosen]
+        return np.stack(images).astype(dtype)
 
     return read
 
 
-def _decode(file: Path, preprocessing: Preprocessing, height: int, width: int) -> np.ndarray:
+def _decode(file: Path, preprocessing: Preprocessing, height: int, width: int, view: View) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
-                return prepare(ImageOps.exif_transpose(image), preprocessing, height, width)
+                return prepare(ImageOps.exif_transpose(image), preprocessing, height, width, view)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):

@@ -66,6 +66,21 @@ class Preprocessing:
                 )
 
 
+@dataclass(frozen=True)
+class View:
+    """Which part of an image is taken, and whether it is mirrored.
+
+    Attributes:
+        top: where the crop begins, as a share of the room that there is, in [0, 1); None for the centre.
+        left: likewise.
+        mirror: whether left and right are exchanged.
+    """
+
+    top: float | None = None
+    left: float | None = None
+    mirror: bool = False
+
+
 def attach(model: ir.Model, p: Preprocessing) -> None:
     """Write the preprocessing into the network's metadata, in place of any that is there."""
     model.metadata_props[METADATA_KEY] = json.dumps(asdict(p))
@@ -95,7 +110,7 @@ def from_metadata(metadata: Mapping[str, str]) -> Preprocessing | None:
     return Preprocessing(**{name: _tuple(value) for name, value in content.items()})
 
 
-def prepare(image: Image.Image, p: Preprocessing, height: int, width: int) -> np.ndarray:
+def prepare(image: Image.Image, p: Preprocessing, height: int, width: int, view: View = View()) -> np.ndarray:
     """One image as the network takes it.
 
     Args:
@@ -103,6 +118,7 @@ def prepare(image: Image.Image, p: Preprocessing, height: int, width: int) -> np
         p: the steps.
         height: height of the network's input in pixels.
         width: its width.
+        view: the part that is taken.
 
     Returns:
         float32, (channels, height, width).
@@ -121,13 +137,19 @@ def prepare(image: Image.Image, p: Preprocessing, height: int, width: int) -> np
     pixels = pixels.reshape(image.height, image.width, CHANNELS[p.channel_order])
     if p.resize is not None:
         pixels = _warp(pixels, *p.resize)
-    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-    if top < 0 or left < 0:
+    room = pixels.shape[0] - height, pixels.shape[1] - width
+    if min(room) < 0:
         raise InputError(
             f"preprocessing: cannot crop {height}×{width} from an image of "
             f"{pixels.shape[0]}×{pixels.shape[1]}; give a larger resize"
         )
+    top, left = (
+        free // 2 if at is None else min(free, int(at * (free + 1)))
+        for at, free in zip((view.top, view.left), room, strict=True)
+    )
     pixels = pixels[top : top + height, left : left + width]
+    if view.mirror:
+        pixels = pixels[:, ::-1]
     if p.channel_order == "BGR":
         pixels = pixels[:, :, ::-1]
     pixels = (pixels - np.array(p.mean, np.float32)) * np.array(p.scale, np.float32)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onnxcompress.inspection import InspectedLayer, Inspection
     from onnxcompress.measure.accuracy import Accuracy
     from onnxcompress.measure.latency import Latency
+    from onnxcompress.training.runs import Epoch
 
 
 FEW = 100
@@ -333,6 +334,23 @@ def accuracy_table(found: Accuracy) -> Table:
     if found.relative_l2 is not None:
         rows.append(["relative L2 error of the output", f"{found.relative_l2:.4f}"])
     return table("", ["", ""], rows)
+
+
+def epoch_line(epoch: Epoch) -> str:
+    """What came of an epoch of training."""
+    parts = [f"epoch {epoch.number}" if epoch.number else "before"]
+    if epoch.loss is not None:
+        parts.append(f"loss {epoch.loss:.4f}")
+    if epoch.rate is not None:
+        parts.append(f"rate {epoch.rate:.2g}")
+    if (found := epoch.validation) is not None:
+        if found.top1 is not None:
+            parts.append(f"validation top-1 {100 * found.top1:.1f} %")
+        if found.agreement is not None:
+            parts.append(f"agreement with the teacher {100 * found.agreement:.1f} %")
+    if epoch.seconds_left:
+        parts.append(f"{epoch.seconds_left / 60:.0f} min left")
+    return "  ".join(parts)
 
 
 def latency_table(found: Sequence[Latency], title: str = "") -> Table:

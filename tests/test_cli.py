@@ -14,7 +14,17 @@ import pytest
 import onnxcompress as oc
 from tests.networks import Builder
 
-COMMANDS = ["import-caffe", "inspect", "prune", "decompose", "compress", "apply", "evaluate", "bench"]
+COMMANDS = [
+    "import-caffe",
+    "inspect",
+    "prune",
+    "decompose",
+    "compress",
+    "apply",
+    "evaluate",
+    "bench",
+    "finetune",
+]
 
 
 @pytest.fixture

@@ -3,11 +3,8 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from onnxsim.compile_training import compile_training_loop
-from onnxsim.graph_grad import custom_gradient
 
-from models import digits, gradients, zoo
+from models import digits, zoo
 from models.digits_data import load_digits_parts
 
 PUBLISHED_PARAMETERS = {"googlenet": 6_998_552, "squeezenet": 1_248_424, "resnet18": 11_699_112}
@@ -107,38 +104,3 @@ def test_training_lowers_the_loss(parts, capsys):
     digits.train(digits.untrained(seed=0), few, epochs=3, seed=0)
     losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
     assert losses[-1] < losses[0]
-
-
-def test_lrn_gradient_matches_finite_differences():
-    rng = np.random.default_rng(0)
-    x, direction = rng.normal(0, 2, (2, 1, 7, 2, 3))
-    nodes = [
-        helper.make_node("LRN", ["x"], ["y"], size=5, alpha=0.5, beta=0.75, bias=1.0),
-        helper.make_node("Mul", ["y", "direction"], ["product"]),
-        helper.make_node("ReduceSum", ["product"], ["loss"], keepdims=0),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "lrn",
-        [helper.make_tensor_value_info("direction", TensorProto.FLOAT, direction.shape)],
-        [helper.make_tensor_value_info("loss", TensorProto.FLOAT, ())],
-        [numpy_helper.from_array(x.astype(np.float32), "x")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-    def loss(values):
-        squares = np.pad(values**2, ((0, 0), (2, 2), (0, 0), (0, 0)))
-        sums = sum(squares[:, offset : offset + 7] for offset in range(5))
-        return np.sum(direction * values * (1 + 0.1 * sums) ** -0.75)
-
-    with custom_gradient("LRN", gradients.lrn):
-        loop = compile_training_loop(model, "loss", ["x"], optimizer="sgd_momentum")
-        loop({"direction": direction.astype(np.float32)}, lr=1.0)
-    gradient = x - loop.parameters()["x"]
-
-    step = 1e-5
-    for index in np.ndindex(x.shape):
-        change = np.zeros_like(x)
-        change[index] = step
-        slope = (loss(x + change) - loss(x - change)) / (2 * step)
-        assert gradient[index] == pytest.approx(slope, abs=1e-5)

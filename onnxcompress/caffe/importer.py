@@ -14,6 +14,7 @@ from onnxcompress.caffe.network import Network, normalise, unique
 from onnxcompress.caffe.parameters import Source, from_caffemodel, from_fillers
 from onnxcompress.caffe.schema import NetParameter
 from onnxcompress.errors import InputError
+from onnxcompress.training.parameters import LAYERS, note_multipliers
 
 OLDEST_OPSET = 13
 """From which ONNX has the operators in the form that the converters write."""
@@ -106,7 +107,11 @@ def _build(network: Network, source: Source, opset: int) -> ir.Model:
     graph = start(network, source)
     inputs = [graph.blobs[name].value for name in network.inputs]
     for layer in network.layers:
+        first = len(graph.nodes)
         convert(graph, layer)
+        for node in graph.nodes[first:]:
+            if node.op_type in LAYERS:
+                note_multipliers(node, [(each.lr_mult, each.decay_mult) for each in layer.message.param])
     outputs = []
     for blob, name in network.outputs:
         value = graph.blobs[name].value

@@ -203,12 +203,21 @@ def _modern_layer(old: Any) -> Any:
         top=old.top,
         include=old.include,
         exclude=old.exclude,
-        param=[{"name": name} for name in old.param],
+        param=_params(old),
     )
     for field, value in old.ListFields():
         if field.name.endswith("_param"):
             getattr(new, field.name).CopyFrom(value)
     return new
+
+
+def _params(old: Any) -> list[dict[str, Any]]:
+    count = max(len(old.param), len(old.blobs_lr), len(old.weight_decay))
+    columns = {"name": (old.param, ""), "lr_mult": (old.blobs_lr, 1.0), "decay_mult": (old.weight_decay, 1.0)}
+    return [
+        {key: given[row] if row < len(given) else default for key, (given, default) in columns.items()}
+        for row in range(count)
+    ]
 
 
 def _included(message: Any, state: Any) -> bool:

@@ -1,7 +1,8 @@
-"""Caffe's protobuf messages, as far as an importer for inference needs them.
+"""Caffe's protobuf messages, as far as an importer for inference and the reader of solvers need them.
 
-Field names, numbers, types and defaults are facts of Caffe's file format. Fields that do not change what a
-trained network computes (engines, learning rates, data sources) are left out: the parsers skip them.
+Field names, numbers, types and defaults are facts of Caffe's file format. Of networks, fields that change
+neither what a trained one computes nor how it is trained on (engines, data sources) are left out: the parsers
+skip them.
 """
 
 from typing import Any
@@ -10,6 +11,23 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor_pb2 import FieldDescriptorProto
 
 MESSAGES = """
+SolverParameter
+    base_lr 5 float
+    max_iter 7 int32
+    lr_policy 8 string fixed
+    gamma 9 float
+    power 10 float
+    momentum 11 float
+    weight_decay 12 float
+    stepsize 13 int32
+    random_seed 20 int64 -1
+    regularization_type 29 string L2
+    delta 31 float 1e-8
+    stepvalue 34 int32*
+    clip_gradients 35 float -1
+    iter_size 36 int32 1
+    momentum2 39 float 0.999
+    type 40 string SGD
 NetParameter
     name 1 string
     layers 2 V1LayerParameter*
@@ -41,6 +59,8 @@ BlobProto
     double_data 8 bytes
 ParamSpec
     name 1 string
+    lr_mult 3 float 1
+    decay_mult 4 float 1
 LayerParameter
     name 1 string
     type 2 string
@@ -81,6 +101,8 @@ THRESHOLD=31 DUMMY_DATA=32 SLICE=33 MVN=34 ABSVAL=35 SILENCE=36 CONTRASTIVE_LOSS
     top 3 string*
     name 4 string
     type 5 V1LayerParameter.LayerType
+    blobs_lr 7 float*
+    weight_decay 8 float*
     blobs 6 BlobProto*
     concat_param 9 ConcatParameter
     convolution_param 10 ConvolutionParameter
@@ -252,6 +274,6 @@ def _message_classes(*names: str) -> list[Any]:
     return [message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}")) for name in names]
 
 
-NetParameter, LayerParameter, FillerParameter = _message_classes(
-    "NetParameter", "LayerParameter", "FillerParameter"
+NetParameter, LayerParameter, FillerParameter, SolverParameter = _message_classes(
+    "NetParameter", "LayerParameter", "FillerParameter", "SolverParameter"
 )

@@ -1,0 +1,51 @@
+"""The state of a training run on the disk, to go on from after an interruption."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onnxcompress.errors import InputError
+
+Arrays = dict[str, np.ndarray]
+
+
+def write(path: Path, facts: dict[str, Any], arrays: Arrays) -> None:
+    """Write a checkpoint whole or not at all, even if the power fails.
+
+    Args:
+        path: of the file.
+        facts: what JSON can hold.
+        arrays: by any names.
+    """
+    draft = path.with_name(f".{path.name}.draft")
+    names = sorted(arrays)
+    try:
+        with draft.open("wb") as file:
+            content = {str(number): arrays[name] for number, name in enumerate(names)}
+            text = np.frombuffer(json.dumps({"facts": facts, "names": names}).encode(), np.uint8)
+            np.savez(file, allow_pickle=False, text=text, **content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read(path: Path) -> tuple[dict[str, Any], Arrays]:
+    """What `write` was given.
+
+    Raises:
+        InputError: when the file is no checkpoint.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as loaded:
+            text = json.loads(loaded["text"].tobytes())
+            return text["facts"], {name: loaded[str(number)] for number, name in enumerate(text["names"])}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path}: not a checkpoint ({' '.join(str(error).split())[:100]}); remove it to start anew"
+        ) from None

@@ -1,0 +1,252 @@
+"""The verb that trains: with labels, after a teacher, or both."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress import preprocessing as prep
+from onnxcompress.data import Data, open_data
+from onnxcompress.errors import InputError
+from onnxcompress.measure.accuracy import Accuracy, evaluate
+from onnxcompress.model import load, simplify
+from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
+from onnxcompress.runtime import run as run_network
+from onnxcompress.runtime import session
+from onnxcompress.training.batches import shuffled
+from onnxcompress.training.head import new_head as make_head
+from onnxcompress.training.losses import Loss, Term, scoring, softmax
+from onnxcompress.training.parameters import Multipliers, current, trainable, with_weights
+from onnxcompress.training.rates import find_rate
+from onnxcompress.training.runs import Epoch, Run, go, keeper, restored
+from onnxcompress.training.trainer import Batch, Recipe, start, train
+
+HEAD_RATE = 10.0
+"""By which a new classifier learns faster than the layers before it, as in Caffe's examples."""
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """The result of training.
+
+    Attributes:
+        model: with the weights of the best epoch.
+        best: its number: by the validation, the last of equal ones; the last one without.
+        rate: the highest, given or found.
+        curve: all epochs.
+    """
+
+    model: ir.Model
+    best: int
+    rate: float
+    curve: tuple[Epoch, ...]
+
+
+def finetune(
+    model: ir.Model | str | Path,
+    data: Data | str | Path,
+    *,
+    teacher: ir.Model | str | Path | None = None,
+    labels: bool = False,
+    validation: Data | str | Path | None = None,
+    new_head: int | None = None,
+    epochs: float = 5,
+    steps: int | None = None,
+    recipe: Recipe | None = None,
+    temperature: float = 1.0,
+    teacher_weight: float = 0.5,
+    crop: bool = True,
+    mirror: bool = True,
+    preprocessing: prep.Preprocessing | None = None,
+    checkpoint_file: str | Path | None = None,
+    resume: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    on_epoch: Callable[[Epoch], None] | None = None,
+) -> Finetuned:
+    """Train the weights of a network; its shape stays.
+
+    Args:
+        model: a classifier with one input, or its path.
+        data: samples, or the path of what `open_data` takes.
+        teacher: the network whose class probabilities are to be matched; most often the uncompressed one.
+        labels: whether the data's labels are to be matched.
+        validation: data after which the best epoch is chosen: by top-1, or without labels by the share of
+            samples on which the teacher agrees.
+        new_head: number of classes of a new task: the last layer gets new random weights.
+        epochs: passes over the data.
+        steps: instead of epochs.
+        recipe: how to train; None takes the defaults.
+        temperature: by which the class scores of both networks are divided before they are compared.
+        teacher_weight: share of the teacher in the loss where there are labels too, in (0, 1).
+        crop: take training images from anywhere in the larger image that preprocessing gives, not its centre.
+        mirror: turn half of the training images left to right.
+        preprocessing: the steps from image to array; None takes those that the network carries.
+        checkpoint_file: where the state is kept while training goes on. It is removed at the end.
+        resume: go on from the checkpoint, if there is one.
+        progress: called with (steps done, steps in all) after each step.
+        on_epoch: called after each epoch.
+
+    Raises:
+        InputError: when an option is out of range, data and networks do not fit each other, an operator has
+            no gradient, or the loss is not finite any more.
+    """
+    recipe = recipe or Recipe()
+    _check_options(teacher is not None, labels, temperature, teacher_weight)
+    data = data if isinstance(data, Data) else open_data(data)
+    if validation is not None and not isinstance(validation, Data):
+        validation = open_data(validation)
+    network = simplify(load(model))
+    head: list[str] = []
+    if new_head is not None:
+        network, head = make_head(network, new_head, recipe.seed)
+    preprocessing = preprocessing or prep.read(network)
+    multipliers = trainable(network)
+    for name in head:
+        multipliers[name] = Multipliers(HEAD_RATE * multipliers[name].rate, multipliers[name].decay)
+    terms = _terms(teacher is not None, labels, temperature, teacher_weight)
+    loss = Loss(network, list(multipliers), terms, _samples(network, recipe))
+    teacher = None if teacher is None else simplify(load(teacher))
+    teach = None if teacher is None else teacher_of(teacher, loss.classes, temperature)
+    draw = shuffled(
+        data,
+        shape=[dim if isinstance(dim, int) else None for dim in (network.graph.inputs[0].shape or ())[1:]],
+        preprocessing=preprocessing,
+        batch=recipe.batch * recipe.iter_size,
+        seed=recipe.seed,
+        crop=crop,
+        mirror=mirror,
+    )
+    batch_of = _batches(data, loss, teach, labels, draw)
+    per_epoch = len(data) // (recipe.batch * recipe.iter_size)
+    total = steps if steps is not None else round(epochs * per_epoch)
+    if total < 1:
+        raise InputError(f"epochs: {epochs} leaves no step to take")
+    facts = [asdict(recipe), [asdict(term) for term in terms], total, crop, mirror, data.name, len(data)]
+    fingerprint = _fingerprint(facts, network, teacher)
+    path = None if checkpoint_file is None else Path(checkpoint_file)
+    run = (
+        restored(path, fingerprint)
+        if resume and path is not None and path.exists()
+        else Run(start(current(network, list(multipliers)), recipe))
+    )
+    if run.rate is None:
+        run.rate = recipe.rate or find_rate(loss, run.state, multipliers, batch_of, recipe)
+    recipe = replace(recipe, rate=run.rate)
+    go(
+        run,
+        train(loss, run.state, multipliers, batch_of, total, recipe),
+        total=total,
+        per_epoch=per_epoch,
+        validate=_validation(network, validation, teacher, preprocessing),
+        keep=keeper(path, fingerprint),
+        progress=progress,
+        on_epoch=on_epoch,
+    )
+    return Finetuned(with_weights(network, run.best_weights), run.best, run.rate, tuple(run.curve))
+
+
+def _check_options(teacher: bool, labels: bool, temperature: float, teacher_weight: float) -> None:
+    if not teacher and not labels:
+        raise InputError("nothing to learn from: give --teacher, or --labels for data that has them, or both")
+    if not temperature > 0:
+        raise InputError(f"temperature: {temperature} is not above 0")
+    if not 0 < teacher_weight < 1:
+        raise InputError(f"teacher-weight: {teacher_weight} is not in (0, 1)")
+
+
+def _terms(teacher: bool, labels: bool, temperature: float, teacher_weight: float) -> list[Term]:
+    share = teacher_weight if labels else 1.0
+    terms = [Term(1 - share if teacher else 1.0)] if labels else []
+    return [*terms, Term(share, temperature)] if teacher else terms
+
+
+def _samples(network: ir.Model, recipe: Recipe) -> int:
+    """Samples per run of the network, which a file may fix."""
+    if len(network.graph.inputs) != 1 or network.graph.inputs[0].shape is None:
+        raise InputError("only a network with one input of known rank can be trained")
+    fixed = network.graph.inputs[0].shape[0]
+    if not isinstance(fixed, int):
+        return recipe.batch
+    if recipe.batch % fixed:
+        raise InputError(f"batch: the network takes {fixed} samples at a time; give a multiple of {fixed}")
+    return fixed
+
+
+def _batches(
+    data: Data,
+    loss: Loss,
+    teach: Callable[[np.ndarray], np.ndarray] | None,
+    labels: bool,
+    draw: Callable[[int], tuple[np.ndarray, np.ndarray | None]],
+) -> Callable[[int], Batch]:
+    """A function from the number of a step to its samples and targets."""
+    if labels and data.labels is None:
+        raise InputError(f"{data.name}: has no labels; give labelled data, or --teacher without --labels")
+    if labels and data.labels is not None and (highest := data.labels.max()) >= loss.classes:
+        raise InputError(
+            f"{data.name}: label {highest}, but the network has {loss.classes} classes: "
+            f"give --new-head {highest + 1} for a new task"
+        )
+    eye = np.eye(loss.classes, dtype=np.float32)
+
+    def batch_of(step: int) -> Batch:
+        x, drawn = draw(step)
+        targets = [eye[drawn]] if labels else []
+        return x, [*targets, teach(x)] if teach is not None else targets
+
+    return batch_of
+
+
+def teacher_of(model: ir.Model, classes: int, temperature: float) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from samples to a network's class probabilities at a temperature.
+
+    Raises:
+        InputError: when it has another number of classes.
+    """
+    scores = scoring(rewrite_lrn(model, lrn_nodes(model)))
+    runnable = session(scores)
+    (value,) = runnable.get_inputs()
+    fixed = value.shape[0] if isinstance(value.shape[0], int) else None
+
+    def teach(x: np.ndarray) -> np.ndarray:
+        size = fixed or len(x)
+        parts = [run_network(runnable, {value.name: x[at : at + size]})[0] for at in range(0, len(x), size)]
+        found = np.concatenate(parts).reshape(len(x), -1)
+        if found.shape[1] != classes:
+            raise InputError(f"the teacher has {found.shape[1]} classes, the network {classes}")
+        return softmax(found, temperature)
+
+    return teach
+
+
+def _validation(
+    network: ir.Model,
+    data: Data | None,
+    teacher: ir.Model | None,
+    preprocessing: prep.Preprocessing | None,
+) -> Callable[[dict[str, np.ndarray]], Accuracy | None]:
+    def validate(weights: dict[str, np.ndarray]) -> Accuracy | None:
+        if data is None:
+            return None
+        return evaluate(
+            with_weights(network, weights),
+            data,
+            reference=None if data.labels is not None else teacher,
+            preprocessing=preprocessing,
+        )
+
+    if data is not None and data.labels is None and teacher is None:
+        raise InputError(f"{data.name}: validation data needs labels where there is no teacher")
+    return validate
+
+
+def _fingerprint(facts: object, *models: ir.Model | None) -> str:
+    """Tells this run from others: the options, the network and the teacher."""
+    digest = hashlib.sha256(repr(facts).encode())
+    for model in models:
+        if model is not None:
+            digest.update(ir.to_proto(model).SerializeToString(deterministic=True))
+    return digest.hexdigest()

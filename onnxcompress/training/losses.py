@@ -1,0 +1,130 @@
+"""What is made small: the cross entropy of a network's class scores against targets."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.errors import InputError
+from onnxcompress.runtime import session
+from onnxcompress.shapes import concrete_shapes
+from onnxcompress.training.gradients import back, graph_of, modern, record
+
+PASSING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Dropout"})
+"""Operators that leave class scores as they are."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of the loss: weight · T² · mean over the samples of −Σ target · log softmax(scores / T).
+
+    With the softmax of a teacher's scores / T as the target this is, up to a constant, the loss of Hinton et
+    al. (2015); with T = 1 and one-hot targets the usual loss of classification.
+
+    Attributes:
+        weight: factor.
+        temperature: T.
+    """
+
+    weight: float = 1.0
+    temperature: float = 1.0
+
+
+def scores_of(model: ir.Model) -> ir.Value:
+    """The class scores before the softmax, if there is one: (N, classes), trailing dimensions of 1 aside.
+
+    Raises:
+        InputError: when no output is (N, classes).
+    """
+    shapes = concrete_shapes(model)
+    for output in model.graph.outputs:
+        shape = shapes.get(str(output.name), ())
+        if len(shape) < 2 or int(np.prod(shape[2:])) != 1:
+            continue
+        value = output
+        while (node := value.producer()) is not None and node.inputs[0] is not None:
+            if node.op_type in ("Softmax", "LogSoftmax") and not node.domain:
+                return node.inputs[0]
+            if node.op_type not in PASSING:
+                break
+            value = node.inputs[0]
+        return output
+    raise InputError("no output of the network is (N, classes): only classifiers can be trained")
+
+
+def scoring(model: ir.Model) -> ir.Model:
+    """The network with its class scores before the softmax as its only output."""
+    name = scores_of(model).name
+    result = model.clone()
+    by_name = {value.name: value for node in result.graph for value in node.outputs}
+    result.graph.outputs.clear()
+    result.graph.outputs.append(by_name[name])
+    return result
+
+
+def softmax(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Probabilities, float32, (N, classes)."""
+    scaled = scores.astype(np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+class Loss:
+    """The loss of a batch and its gradients at the weights, by ONNX Runtime.
+
+    Args:
+        model: a network with one input.
+        trained: names of the weights.
+        terms: whose weighted sum is the loss.
+        samples: in a batch.
+
+    Attributes:
+        samples: in a batch.
+        classes: that the network tells apart.
+
+    Raises:
+        InputError: naming the operator and the node that gradients cannot pass.
+    """
+
+    def __init__(self, model: ir.Model, trained: Sequence[str], terms: Sequence[Term], samples: int) -> None:
+        model = modern(model)
+        shapes = concrete_shapes(model, batch=samples)
+        scores = str(scores_of(model).name)
+        self.samples, self.classes = samples, shapes[scores][1]
+        self._trained = list(trained)
+        self._input = str(model.graph.inputs[0].name)
+        forward = record(model, shapes, [scores], trained=trained)
+        tape, z = forward.tape, forward.values[scores]
+        flat = tape.reshape(z, (samples, self.classes))
+        targets, losses, seeds = [], [], []
+        for number, term in enumerate(terms):
+            target = ir.val(f"target.{number}", ir.DataType.FLOAT, (samples, self.classes))
+            targets.append(target)
+            t = term.temperature
+            logarithms = tape.emit("LogSoftmax", flat if t == 1 else tape.mul(flat, 1 / t), axis=1)
+            likelihood = tape.sum(tape.mul(logarithms, target), [0, 1])
+            losses.append(tape.mul(likelihood, -term.weight * t * t / samples))
+            difference = tape.sub(tape.emit("Exp", logarithms), target)
+            seeds.append(tape.mul(difference, term.weight * t / samples))
+        at = back(forward, {z: tape.reshape(tape.total(seeds), shapes[scores])})
+        outputs = {"loss": tape.total(losses)}
+        outputs |= {f"gradient.{n}": at(forward.values[name]) for n, name in enumerate(self._trained)}
+        self._session = session(graph_of(forward, [*forward.inputs, *targets], outputs))
+        known = {value.name for value in self._session.get_inputs()}
+        self._fed = [name for name in self._trained if name in known]
+
+    def __call__(
+        self, weights: Mapping[str, np.ndarray], x: np.ndarray, targets: Sequence[np.ndarray]
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """The loss and the gradient of every weight.
+
+        Args:
+            weights: by name.
+            x: samples, (samples, …).
+            targets: for every term probabilities, float32, (samples, classes).
+        """
+        feeds = {name: weights[name] for name in self._fed} | {self._input: x}
+        feeds |= {f"target.{number}": target for number, target in enumerate(targets)}
+        loss, *gradients = self._session.run(None, feeds)
+        return float(loss), dict(zip(self._trained, gradients, strict=True))

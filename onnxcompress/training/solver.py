@@ -1,0 +1,61 @@
+"""Caffe's solver.prototxt."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from google.protobuf import text_format
+
+from onnxcompress.caffe.schema import SolverParameter
+from onnxcompress.errors import InputError
+from onnxcompress.training.optimizers import Settings
+from onnxcompress.training.schedules import Schedule
+from onnxcompress.training.trainer import Recipe
+
+
+def read_solver(path: str | Path, recipe: Recipe) -> tuple[Recipe, int | None]:
+    """A recipe as a solver has it, and its number of steps (``max_iter``), if it says one.
+
+    Args:
+        path: of the solver. What is not about the training itself (snapshots, tests, the network) is ignored.
+        recipe: what the solver does not say, the batch above all.
+
+    Raises:
+        InputError: when it cannot be read, or asks for what is not supported.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        solver = text_format.Parse(text, SolverParameter(), allow_unknown_field=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the solver: {error.strerror}") from None
+    except (UnicodeDecodeError, text_format.ParseError) as error:
+        raise InputError(f"{path}: not a solver.prototxt: {' '.join(str(error).split())[:200]}") from None
+    if not solver.HasField("base_lr"):
+        raise InputError(f"{path}: names no base_lr; give a solver.prototxt")
+    if solver.regularization_type != "L2":
+        raise InputError(
+            f"{path}: regularization_type {solver.regularization_type} is not supported, only L2"
+        )
+    names = {"SGD": "sgd", "Adam": "adam-caffe"}
+    if solver.type not in names:
+        raise InputError(f"{path}: type {solver.type} is not supported; give one of {', '.join(names)}")
+    try:
+        schedule = Schedule(
+            policy=solver.lr_policy,
+            gamma=solver.gamma,
+            power=solver.power,
+            stepsize=solver.stepsize,
+            stepvalues=tuple(solver.stepvalue),
+        )
+        return replace(
+            recipe,
+            optimizer=names[solver.type],
+            rate=solver.base_lr,
+            schedule=schedule,
+            settings=Settings(solver.momentum, solver.momentum2, solver.delta),
+            weight_decay=solver.weight_decay,
+            clip_gradients=solver.clip_gradients if solver.clip_gradients > 0 else None,
+            iter_size=solver.iter_size,
+            seed=recipe.seed if solver.random_seed < 0 else solver.random_seed,
+        ), solver.max_iter or None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None

@@ -1,0 +1,81 @@
+"""`onnxcompress finetune` on the command line."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import onnxcompress as oc
+from onnxcompress.__main__ import main
+from tests.training.small import network, samples
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    oc.save(network(), "model.onnx")
+    oc.save(network(4), "teacher.onnx")
+    data = samples(64)
+    np.savez("labelled.npz", x=data.samples, y=data.labels)
+    np.save("plain.npy", data.samples)
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["onnxcompress", "finetune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capsys.readouterr()
+        return int(exit_.value.code or 0), out, err
+
+    return command
+
+
+def test_after_a_teacher(run):
+    code, out, err = run(
+        *("model.onnx", "-o", "tuned.onnx", "--teacher", "teacher.onnx", "--data", "plain.npy"),
+        *("--val", "plain.npy", "--epochs", 2, "--batch", 16),
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith("before  agreement with the teacher")
+    assert "epoch 2  loss" in out
+    assert "tuned.onnx: the weights after epoch" in out
+
+
+def test_by_labels_with_a_solver_as_json(run, tmp_path):
+    (tmp_path / "solver.prototxt").write_text('base_lr: 0.01 lr_policy: "fixed" momentum: 0.9 max_iter: 6')
+    code, out, _ = run(
+        *("model.onnx", "-o", "tuned.onnx", "--labels", "--data", "labelled.npz", "--batch", 16),
+        *("--solver", "solver.prototxt", "--json"),
+    )
+    assert code == 0
+    found = json.loads(out)
+    assert found["rate"] == pytest.approx(0.01)
+    assert [epoch["number"] for epoch in found["epochs"]] == [0, 1, 2]
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
+def test_a_new_head(run):
+    code, _, _ = run(
+        *("model.onnx", "-o", "tuned.onnx", "--labels", "--data", "labelled.npz", "--new-head", 6),
+        *("--epochs", 1, "--rate", 0.01),
+    )
+    assert code == 0
+    assert oc.load("tuned.onnx").graph.outputs[0].shape[1] == 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--data", "plain.npy"), "nothing to learn from"),
+        (("--data", "plain.npy", "--labels"), "has no labels"),
+        (("--data", "missing", "--labels"), "no such file"),
+        (("--data", "labelled.npz", "--labels", "--policy", "stairs"), "'stairs' is not one of"),
+        (("--data", "labelled.npz", "--labels", "--optimizer", "sgd"), "give a rate"),
+    ],
+)
+def test_bad_usage_is_one_line(run, tmp_path, arguments, message):
+    code, out, err = run("model.onnx", "-o", "tuned.onnx", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "tuned.onnx").exists()

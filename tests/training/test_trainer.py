@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+
+from onnxcompress.errors import InputError
+from onnxcompress.training.optimizers import OPTIMIZERS, Settings, clip, empty_state
+from onnxcompress.training.schedules import Schedule, share
+from onnxcompress.training.solver import read_solver
+from onnxcompress.training.trainer import Recipe
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [
+        (Schedule("fixed"), {0: 1, 99: 1}),
+        (Schedule("step", gamma=0.5, stepsize=10), {9: 1, 10: 0.5, 25: 0.25}),
+        (Schedule("multistep", gamma=0.1, stepvalues=(5, 20)), {4: 1, 5: 0.1, 20: 0.01}),
+        (Schedule("exp", gamma=0.9), {0: 1, 3: 0.729}),
+        (Schedule("inv", gamma=0.1, power=0.5), {0: 1, 30: 0.5}),
+        (Schedule("poly", power=2), {0: 1, 50: 0.25}),
+        (Schedule("cosine"), {0: 1, 50: 0.5, 100: 0}),
+        (Schedule("fixed", warmup=3), {0: 0.25, 2: 0.75, 3: 1}),
+    ],
+)
+def test_schedules(schedule, shares):
+    assert {step: share(schedule, step, 100) for step in shares} == pytest.approx(shares)
+
+
+def test_sgd_has_the_form_of_caffe():
+    w, state = np.array([1.0], np.float32), {"velocity": np.array([0.5], np.float32)}
+    OPTIMIZERS["sgd"][1](w, np.array([2.0], np.float32), state, 0.1, 7, Settings(momentum=0.9))
+    assert state["velocity"] == pytest.approx(0.9 * 0.5 + 0.1 * 2)
+    assert w == pytest.approx(1 - 0.65)
+
+
+def test_adams_first_steps_have_the_length_of_the_rate():
+    w = {"w": np.zeros(3, np.float32)}
+    state = empty_state("adam", w)["w"]
+    for step in range(4):
+        OPTIMIZERS["adam"][1](w["w"], np.array([5, -1e-3, 7], np.float32), state, 0.1, step, Settings())
+        np.testing.assert_allclose(w["w"], np.array([-0.1, 0.1, -0.1]) * (step + 1), rtol=1e-3)
+
+
+def test_clipping_limits_the_joint_norm():
+    gradients = {"a": np.full(4, 3, np.float32), "b": np.full(4, 4, np.float32)}
+    clip(gradients, 20)
+    assert gradients["a"][0] == 3
+    clip(gradients, 1)
+    assert np.linalg.norm(np.concatenate(list(gradients.values()))) == pytest.approx(1)
+
+
+def test_solver(tmp_path):
+    path = tmp_path / "solver.prototxt"
+    path.write_text(
+        'net: "train_val.prototxt"\nbase_lr: 0.01 # start\nlr_policy: "multistep"\ngamma: 0.2\n'
+        "stepvalue: 30\nstepvalue: 40\nmomentum: 0.8\nweight_decay: 0.0005\nmax_iter: 50\niter_size: 4\n"
+        "solver_mode: GPU\nrandom_seed: 3\nclip_gradients: 35\n"
+    )
+    recipe, steps = read_solver(path, Recipe(batch=2))
+    assert steps == 50
+    assert (recipe.optimizer, recipe.batch, recipe.iter_size, recipe.seed) == ("sgd", 2, 4, 3)
+    assert recipe.rate == pytest.approx(0.01)
+    assert recipe.weight_decay == pytest.approx(5e-4)
+    assert recipe.settings.momentum == pytest.approx(0.8)
+    assert recipe.clip_gradients == 35
+    assert share(recipe.schedule, 45, 50) == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("base_lr: 0.1 type: 'AdaGrad'", "type AdaGrad is not supported"),
+        ("base_lr: 0.1 lr_policy: 'sigmoid'", "'sigmoid' is not one of"),
+        ("layer { }", "names no base_lr"),
+        ("base_lr: {", "not a solver.prototxt"),
+        ("base_lr: 0.1 regularization_type: 'L1'", "only L2"),
+        ("base_lr: 0.1 lr_policy: 'step'", "needs a stepsize"),
+    ],
+)
+def test_bad_solvers(tmp_path, text, message):
+    path = tmp_path / "solver.prototxt"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_solver(path, Recipe())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "sgd"}, "give a rate"),
+        ({"optimizer": "rms"}, "'rms' is not one of"),
+        ({"rate": -1.0}, "not above 0"),
+        ({"batch": 0}, "at least 1"),
+        ({"clip_gradients": 0.0}, "not above 0"),
+    ],
+)
+def test_bad_recipes(options, message):
+    with pytest.raises(InputError, match=message):
+        Recipe(**options)
