@@ -1,15 +1,12 @@
 """The main job on the network that ships with the project: `make demo`.
 
-How much to prune and at which ranks is chosen on the calibration part of the digits; what is printed was
-measured on the test part, on which nothing was chosen or trained.
+Filters and ranks are chosen and weights fitted on the calibration part of the digits, without labels; what is
+printed was measured on the test part, on which nothing was chosen, fitted or trained.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
-from rich.progress import track
 
 import onnxcompress as oc
 from models.digits_data import Part, load_digits_parts
@@ -22,10 +19,8 @@ from onnxcompress.plots import plot_layers
 MODEL = Path(__file__).with_name("digits_inception.onnx")
 OUTPUT = Path("demo-out")
 
-RATIOS = np.arange(0.05, 0.85, 0.05).round(2).tolist()
-RANKS = ["vbmf", *(f"energy:{share:.2f}" for share in np.arange(0.5, 1.0, 0.05))]
-MAY_LOSE = 0.01
-"""Accuracy on the calibration part that each stage may cost."""
+KEEP = 0.99
+"""Share of the original's answers to keep."""
 
 console = Console(highlight=False, width=110)
 
@@ -34,24 +29,15 @@ def main() -> None:
     """Choose, compress, validate, report."""
     parts = {name: _data(name, part) for name, part in load_digits_parts().items()}
     original = oc.load(MODEL)
-
-    def calibration_accuracy(model: oc.Compressed) -> float:
-        return oc.evaluate(model.model, parts["calibration"]).top1 or 0.0
-
     console.print(f"[bold]{MODEL.name}[/bold], an Inception-style network trained on handwritten digits")
-    floor = oc.evaluate(original, parts["calibration"]).top1 or 0.0
-    pruned = {ratio: oc.prune(original, ratio=ratio) for ratio in _shown(RATIOS, "pruning")}
-    fit = [ratio for ratio, each in pruned.items() if calibration_accuracy(each) >= floor - MAY_LOSE]
-    ratio = max(fit, default=0.0)
-    both = {
-        rank: oc.compress(original, ratio=ratio, rank=rank, include_pointwise=True)
-        for rank in _shown(RANKS, "decomposing")
-    }
-    good = {rank: each for rank, each in both.items() if calibration_accuracy(each) >= floor - 2 * MAY_LOSE}
-    rank, result = min((good or both).items(), key=lambda item: item[1].stages[-1].cost.macs)
-    console.print(
-        f"chosen on {len(parts['calibration'])} calibration images: --ratio {ratio} --rank {rank}\n"
-    )
+    with console.status("") as status:
+        result = oc.compress(
+            original,
+            keep_accuracy=KEEP,
+            data=oc.Calibration(parts["calibration"]),
+            progress=lambda what, done, total: status.update(f"{what}: {done} of {total}"),
+        )
+    console.print(f"the smallest network found to keep {100 * KEEP:.0f} % of its answers\n")
 
     OUTPUT.mkdir(exist_ok=True)
     files = [OUTPUT / f"{index}_{stage.name}.onnx" for index, stage in enumerate(result.stages)]
@@ -74,18 +60,15 @@ def main() -> None:
         )
     columns = ["stage", "parameters", "MACs", "file", "test accuracy", "latency", "ratio"]
     console.print(report.table("", columns, rows))
-    for line in report.kept_lines(result):
+    assert result.fitted is not None
+    for line in report.fitted_lines(result.fitted):
         console.print(line, markup=False)
     write_text(OUTPUT / "plan.yaml", to_yaml(result.plan))
     plot_layers(result, OUTPUT / "layers.png")
     console.print(
-        f"{len(parts['test'])} test images; latency of one image on one thread; nothing was retrained.\n"
+        f"{len(parts['test'])} test images; latency of one image on one thread; nothing was trained.\n"
         f"written: {', '.join(map(str, files))}, {OUTPUT / 'plan.yaml'}, {OUTPUT / 'layers.png'}"
     )
-
-
-def _shown(choices: list, what: str) -> Iterable:
-    return track(choices, what, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _data(name: str, part: Part) -> Data:

@@ -214,50 +214,55 @@ def fit_group(
     if relu and metric is not None:
         open_ = (y > 0).astype(np.float32)
         metric = metric * (open_.T @ open_ / len(y) + CLOSED * np.eye(len(metric)))
+    x_mean = x[~held_back].mean(axis=0, dtype=np.float64) if bias else np.zeros(x.shape[1])
+    x = x - x_mean.astype(np.float32)
+    ours, theirs = x[~held_back], x[held_back]
+    g, g_held = _product(ours, ours), _product(theirs, theirs)
+    start = given.T.astype(np.float32)
+
+    def rest(target: NDArray) -> tuple[Array, NDArray]:
+        """The mean of a target, and what the given weights leave of it."""
+        mean = target[~held_back].mean(axis=0, dtype=np.float64) if bias else np.zeros(target.shape[1])
+        return mean, target - mean.astype(np.float32) - x @ start
+
+    _, left = rest(y)
+    c, c_held = _product(left[~held_back], ours), _product(left[held_back], theirs)
+    solve = _best_solver(g, c, g_held, c_held)
     target = y
     for _ in range(1 + RELU_ROUNDS * relu):
-        weights, factors, shift = _solve(x, target, given, held_back, channels, ranks, bias, metric)
+        mean, left = rest(target)
+        weights, factors = given + solve(_product(left[~held_back], ours)), None
+        if ranks is not None:
+            factors = fit_factors(weights, g, channels, ranks, metric)
+            weights = factors.weights
         if relu:
-            response = x @ weights.T.astype(np.float32) + shift.astype(np.float32)
+            response = x @ weights.T.astype(np.float32) + mean.astype(np.float32)
             target = np.where(y > 0, y, np.minimum(response, 0))
-    return weights, shift, factors
+    return weights, mean - weights @ x_mean, factors
 
 
-def _solve(
-    x: NDArray,
-    y: NDArray,
-    given: Array,
-    held_back: NDArray[np.bool_],
-    channels: int,
-    ranks: Ranks | None,
-    bias: bool,
-    metric: Array | None,
-) -> tuple[Array, Factors | None, Array]:
-    x_mean = x.mean(axis=0, dtype=np.float64) if bias else np.zeros(x.shape[1])
-    y_mean = y.mean(axis=0, dtype=np.float64) if bias else np.zeros(y.shape[1])
-    x = x - x_mean.astype(np.float32)
-    rest = y - y_mean.astype(np.float32) - x @ given.T.astype(np.float32)
-    parts = [_products(x[part], rest[part]) for part in (~held_back, held_back)]
-    (g, c, n), (g_held, c_held, _) = parts
+def _best_solver(g: Array, c: Array, g_held: Array, c_held: Array) -> Callable[[Array], Array]:
+    """Ridge regression with the ridge that does best on what is held back; zeros where none does any good."""
     scale = max(np.trace(g) / len(g), np.finfo(np.float64).tiny)
-    eye = np.eye(len(g))
-    tried = []
+
+    def solver(ridge: float) -> Callable[[Array], Array]:
+        factor = scipy.linalg.cho_factor(g + ridge * scale * np.eye(len(g)))
+        return lambda c: scipy.linalg.cho_solve(factor, c.T).T
+
+    best: float = 0.0
+    chosen: Callable[[Array], Array] | None = None
     for ridge in RIDGES:
-        change = scipy.linalg.solve(g / n + ridge * scale / n * eye, c.T / n, assume_a="pos").T
-        tried.append((np.sum((change @ g_held) * change) - 2 * np.sum(change * c_held), ridge))
-    best, ridge = min(tried)
-    weights = given
-    if best < 0:
-        weights = given + scipy.linalg.solve(g / n + ridge * scale / n * eye, c.T / n, assume_a="pos").T
-    factors = None
-    if ranks is not None:
-        factors = fit_factors(weights, g / n, channels, ranks, metric)
-        weights = factors.weights
-    return weights, factors, y_mean - weights @ x_mean
+        solve = solver(ridge)
+        change = solve(c)
+        error = np.sum((change @ g_held) * change) - 2 * np.sum(change * c_held)
+        if error < best:
+            best, chosen = error, solve
+    return chosen or np.zeros_like
 
 
-def _products(x: NDArray, y: NDArray) -> tuple[Array, Array, int]:
-    return (x.T @ x).astype(np.float64), (y.T @ x).astype(np.float64), len(x)
+def _product(a: NDArray, b: NDArray) -> Array:
+    """Mean of the outer products of rows."""
+    return (a.T @ b).astype(np.float64) / max(len(a), 1)
 
 
 def _input(layer: FactorLayer) -> str:
