@@ -400,7 +400,7 @@ def _result(
     fitted = None
     if parts is not None:
         close = closeness(original, stages[-1].model, parts.report)
-        fitted = Fitted(len(parts.fit), len(parts.choose), len(parts.report), close)
+        fitted = Fitted(parts.fit.count, parts.choose.count, parts.report.count, close)
     if choice is None:
         return Compressed(stages, plan, fitted=fitted)
     return Compressed(stages, plan, choice.unknown, choice.shortfall, fitted)
@@ -538,7 +538,8 @@ def _spread(samples: Samples, count: int) -> Data:
     if len(samples.arrays) != 1:
         raise InputError(f"criterion: {TAYLOR} needs a network with one input")
     (array,) = samples.arrays.values()
-    rows = samples.chosen[:: max(1, len(samples) // count)][:count]
+    first = samples.chosen[:: samples.views]
+    rows = first[:: max(1, len(first) // count)][:count]
     return Data("calibration data", np.asarray(array[rows]), None)
 
 

@@ -118,6 +118,15 @@ def test_parts_share_no_sample_and_are_spread_over_the_data():
         split(samples(9))
 
 
+def test_further_views_are_for_fitting_only():
+    x = samples(60).arrays["x"]
+    parts = split(Samples({"x": x}, np.arange(60), views=3))
+    assert [part.count for part in (parts.fit, parts.choose, parts.report)] == [16, 2, 2]
+    assert [len(part) for part in (parts.fit, parts.choose, parts.report)] == [48, 2, 2]
+    others = np.concatenate([parts.choose.chosen, parts.report.chosen])
+    assert not np.isin(others // 3, parts.fit.chosen // 3).any()
+
+
 def test_stages_compute_what_the_whole_network_does_and_see_changed_weights():
     model = chain()
     layers = factor_layers(model, concrete_shapes(model))
@@ -148,8 +157,11 @@ def test_calibration_data_of_every_kind(tmp_path):
     for number in range(3):
         Image.new("RGB", (20, 10), (number, 0, 0)).save(folder / f"{number}.png")
     preprocessing = Preprocessing(resize=(8, 8), crop=(8, 8), mean=(0, 0, 0))
-    pictures = read_samples(model, folder, preprocessing=preprocessing).arrays["x"]
-    np.testing.assert_array_equal(pictures[:, 2, 0, 0], [0, 1, 2])
+    pictures = read_samples(model, folder, preprocessing=preprocessing)
+    assert pictures.count == 3
+    np.testing.assert_array_equal(
+        pictures.arrays["x"][pictures.chosen][:, 2, 0, 0], np.repeat([0, 1, 2], pictures.views)
+    )
 
 
 def test_two_inputs_take_an_array_each(tmp_path):

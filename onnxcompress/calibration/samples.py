@@ -10,9 +10,9 @@ import onnx_ir as ir
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from onnxcompress.data import Data, batches, open_data, subset
+from onnxcompress.data import Data, Reader, open_data, reader, subset
 from onnxcompress.errors import InputError
-from onnxcompress.preprocessing import Preprocessing, from_metadata
+from onnxcompress.preprocessing import Preprocessing, View, from_metadata
 from onnxcompress.runtime import DTYPES, Runnable, session
 
 Feeds = Mapping[str, np.ndarray]
@@ -21,8 +21,8 @@ Progress = Callable[[int, int], None]
 
 BATCH = 8
 
-FEW = 100
-"""Samples below which what is fitted to them may not hold on others."""
+VIEWS = 3
+"""Ways in which an image is seen."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,21 @@ class Samples:
 
     Attributes:
         arrays: by the name of the input, (samples in all, …), most often on the disk.
-        chosen: numbers of the samples that belong to this part, ascending.
+        chosen: rows of the arrays that belong to this part, ascending.
+        views: rows that show each sample; those of one sample follow each other.
     """
 
     arrays: dict[str, np.ndarray]
     chosen: NDArray[np.int64]
+    views: int = 1
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @property
+    def count(self) -> int:
+        """Samples, whatever the number of their views."""
+        return len(self.chosen) // self.views
 
 
 @dataclass(frozen=True)
@@ -59,19 +66,23 @@ class Parts:
 def split(samples: Samples) -> Parts:
     """Of ten samples that follow each other eight are for fitting, one for choosing and one to report on.
 
+    Only for fitting they are seen in all their views.
+
     Raises:
         InputError: when there are fewer than 10 samples.
     """
-    if len(samples) < 10:
+    first = samples.chosen[:: samples.views]
+    if len(first) < 10:
         raise InputError(
-            f"{len(samples)} calibration samples are too few: give at least 10, better 100 to 1000"
+            f"{len(first)} calibration samples are too few: give at least 10, better 100 to 1000"
         )
-    place = np.arange(len(samples)) % 10
-    fit, choose, report = (
-        Samples(samples.arrays, samples.chosen[np.isin(place, places)])
-        for places in ((0, 1, 3, 4, 5, 6, 8, 9), (2,), (7,))
+    place = np.arange(len(first)) % 10
+    fit = first[~np.isin(place, (2, 7))]
+    return Parts(
+        Samples(samples.arrays, (fit[:, None] + np.arange(samples.views)).ravel(), samples.views),
+        Samples(samples.arrays, first[place == 2]),
+        Samples(samples.arrays, first[place == 7]),
     )
-    return Parts(fit, choose, report)
 
 
 def read_samples(
@@ -83,6 +94,8 @@ def read_samples(
     progress: Progress | None = None,
 ) -> Samples:
     """Read calibration data; images are decoded and prepared once, into a temporary file.
+
+    Images are seen in `VIEWS` ways: as the network is meant to see them, and cropped at random and mirrored.
 
     Args:
         model: the network that they are for.
@@ -96,6 +109,7 @@ def read_samples(
         InputError: when the data cannot be read or does not fit the network.
     """
     inputs = {value.name: value for value in session(model).get_inputs()}
+    views = 1
     if isinstance(source, (str, Path)) and (named := _named_arrays(Path(source), set(inputs))) is not None:
         arrays = named
     elif isinstance(source, (Data, str, Path)):
@@ -106,18 +120,19 @@ def read_samples(
                 f"{data.name}: the network takes several inputs: give an .npz with arrays named {names}"
             )
         ((name, value),) = inputs.items()
-        prepared = batches(
+        read = reader(
             data,
             shape=[dim if isinstance(dim, int) else None for dim in value.shape[1:]],
             dtype=DTYPES[value.type],
             preprocessing=preprocessing or from_metadata(model.metadata_props),
         )
-        arrays = {name: _on_disk((x for x, _ in prepared), len(data), progress)}
+        views = VIEWS if data.images else 1
+        arrays = {name: _on_disk(read, len(data), views, progress)}
     else:
         arrays = _gathered(source, set(inputs))
-    count = _check(arrays, inputs)
+    count = _check(arrays, inputs) // views
     numbers = np.arange(count) if limit is None or limit >= count else np.arange(limit) * count // limit
-    return Samples(arrays, numbers)
+    return Samples(arrays, (numbers[:, None] * views + np.arange(views)).ravel(), views)
 
 
 def fed(samples: Samples, runnable: Runnable) -> Iterator[tuple[NDArray[np.int64], Feeds]]:
@@ -162,18 +177,24 @@ def _gathered(source: Iterable[Feeds], names: set[str]) -> dict[str, np.ndarray]
     return {name: np.concatenate([np.asarray(each[name]) for each in feeds]) for name in names}
 
 
-def _on_disk(chunks: Iterator[np.ndarray], count: int, progress: Progress | None) -> np.ndarray:
-    array, done = None, 0
-    for chunk in chunks:
+def _on_disk(read: Reader, count: int, views: int, progress: Progress | None) -> np.ndarray:
+    array = None
+    random = np.random.default_rng(0)
+    for start in range(0, count, BATCH):
+        numbers = np.arange(start, min(start + BATCH, count))
+        seen = [read(numbers)]
+        for view in range(1, views):
+            places = random.random((len(numbers), 2)).tolist()
+            seen.append(read(numbers, [View(top, left, bool(view % 2)) for top, left in places]))
+        chunk = np.stack(seen, axis=1)
         if array is None:
             with tempfile.TemporaryFile() as file:  # it goes when the array does
                 array = np.memmap(file, chunk.dtype, "w+", shape=(count, *chunk.shape[1:]))
-        array[done : done + len(chunk)] = chunk
-        done += len(chunk)
+        array[numbers] = chunk
         if progress is not None:
-            progress(done, count)
+            progress(int(numbers[-1]) + 1, count)
     assert array is not None
-    return array
+    return array.reshape(-1, *array.shape[2:])
 
 
 def _check(arrays: dict[str, np.ndarray], inputs: dict) -> int:

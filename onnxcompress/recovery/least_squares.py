@@ -144,7 +144,7 @@ def _observed(
                 y += bias.reshape(old.groups, 1, -1).astype(np.float32)
             found[layer.name].append((x, _kept(y, filters.get(layer.name, []), layer.groups)))
             sample = seen + np.arange(x.shape[1]) * images // x.shape[1]
-            held[layer.name].append(sample % HELD_BACK == HELD_BACK - 1)
+            held[layer.name].append(sample // ours.samples.views % HELD_BACK == HELD_BACK - 1)
         seen += images
     return {
         name: Observed(
@@ -225,13 +225,12 @@ def fit_group(
         mean = target[~held_back].mean(axis=0, dtype=np.float64) if bias else np.zeros(target.shape[1])
         return mean, target - mean.astype(np.float32) - x @ start
 
-    _, left = rest(y)
-    c, c_held = _product(left[~held_back], ours), _product(left[held_back], theirs)
-    solve = _best_solver(g, c, g_held, c_held)
+    solvers = _solvers(g)
     target = y
     for _ in range(1 + RELU_ROUNDS * relu):
         mean, left = rest(target)
-        weights, factors = given + solve(_product(left[~held_back], ours)), None
+        c, c_held = _product(left[~held_back], ours), _product(left[held_back], theirs)
+        weights, factors = given + _best(solvers, c, g_held, c_held), None
         if ranks is not None:
             factors = fit_factors(weights, g, channels, ranks, metric)
             weights = factors.weights
@@ -241,23 +240,26 @@ def fit_group(
     return weights, mean - weights @ x_mean, factors
 
 
-def _best_solver(g: Array, c: Array, g_held: Array, c_held: Array) -> Callable[[Array], Array]:
-    """Ridge regression with the ridge that does best on what is held back; zeros where none does any good."""
+def _solvers(g: Array) -> list[Callable[[Array], Array]]:
+    """Ridge regressions: from products of responses with inputs, (m, d), to weights, (m, d)."""
     scale = max(np.trace(g) / len(g), np.finfo(np.float64).tiny)
 
     def solver(ridge: float) -> Callable[[Array], Array]:
         factor = scipy.linalg.cho_factor(g + ridge * scale * np.eye(len(g)))
         return lambda c: scipy.linalg.cho_solve(factor, c.T).T
 
-    best: float = 0.0
-    chosen: Callable[[Array], Array] | None = None
-    for ridge in RIDGES:
-        solve = solver(ridge)
+    return [solver(ridge) for ridge in RIDGES]
+
+
+def _best(solvers: list[Callable[[Array], Array]], c: Array, g_held: Array, c_held: Array) -> Array:
+    """The change of weights that does best on what is held back; none, where none does any good."""
+    best, chosen = 0.0, np.zeros_like(c)
+    for solve in solvers:
         change = solve(c)
-        error = np.sum((change @ g_held) * change) - 2 * np.sum(change * c_held)
+        error = float(np.sum((change @ g_held) * change) - 2 * np.sum(change * c_held))
         if error < best:
-            best, chosen = error, solve
-    return chosen or np.zeros_like
+            best, chosen = error, change
+    return chosen
 
 
 def _product(a: NDArray, b: NDArray) -> Array:
