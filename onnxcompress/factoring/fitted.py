@@ -11,12 +11,13 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from onnxcompress.errors import InputError
 from onnxcompress.plan import Ranks
 
 Array = NDArray[np.float64]
 
 FLOOR = 1e-6
-"""Variance, relative to the mean of all, that every input is taken to have besides its own."""
+"""Variance, relative to the mean of all, that every input is taken to have besides its own, at least."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,24 @@ class Factors:
 
 
 def regular(covariance: NDArray) -> Array:
-    """A covariance (d, d) that can be inverted, float64."""
+    """A covariance (d, d) that can be inverted, float64: with as much variance of its own as that takes.
+
+    Raises:
+        InputError: when it is not finite.
+    """
     g = np.asarray(covariance, np.float64)
+    if not np.isfinite(g).all():
+        raise InputError("the network computes NaN or infinite values on the calibration data")
     scale = np.trace(g) / len(g)
-    return g + (FLOOR * scale if scale > 0 else 1.0) * np.eye(len(g))
+    floor = FLOOR * scale if scale > 0 else 1.0
+    while True:
+        raised = g + floor * np.eye(len(g))
+        try:
+            np.linalg.cholesky(raised)
+        except np.linalg.LinAlgError:
+            floor *= 10
+        else:
+            return raised
 
 
 def channel_slices(weights: Array, g: Array, channels: int) -> tuple[Array, Array]:
@@ -81,7 +96,7 @@ def core_for(weights: Array, g: Array, into: Array) -> tuple[Array, Array]:
     half = (into @ g.reshape(channels, -1)).reshape(rank * kernel, -1)
     inner = np.tensordot(half.reshape(-1, channels, kernel), into, axes=(1, 1))
     inner = inner.transpose(0, 2, 1).reshape(rank * kernel, -1)
-    inner = (inner + inner.T) / 2
+    inner = regular((inner + inner.T) / 2)
     return scipy.linalg.solve(inner, half @ weights.T, assume_a="pos").T, inner
 
 

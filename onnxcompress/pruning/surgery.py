@@ -2,6 +2,7 @@
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
 from onnxcompress.model import refresh, weights_of
@@ -45,6 +46,34 @@ def remove_filters(model: ir.Model, filters: dict[str, list[int]]) -> ir.Model:
     for change in graph.edits:
         change(keep)
     return refresh(result)
+
+
+def filters_gone(model: ir.Model, filters: dict[str, list[int]]) -> dict[ir.Node, NDArray[np.bool_]]:
+    """Which filters go of every Conv, ConvTranspose, Gemm and MatMul, (M,), also of those that follow others.
+
+    A depthwise convolution starts no channels; its filters go with the channels that it reads.
+    """
+    graph = _planned(model, concrete_shapes(model), filters)
+    removed = _sets(graph, filters)
+    found = {layer.node: np.isin(graph.set_of[layer.atoms], removed) for layer in graph.layers}
+    for entry in graph.parameters:
+        node = entry.node
+        if node.op_type in ("Conv", "ConvTranspose") and node not in found and entry.axis == 0:
+            channels = np.isin(graph.set_of[entry.atoms], removed).ravel()
+            multiplier = graph.shape(node.outputs[0])[1] // len(channels)
+            found[node] = np.repeat(channels, multiplier)
+    return found
+
+
+def _planned(
+    model: ir.Model, shapes: dict[str, tuple[int, ...]], filters: dict[str, list[int]]
+) -> ChannelGraph:
+    """The channel graph in which these filters are those that matter least."""
+
+    def stays(layer: Layer) -> np.ndarray:
+        return 1.0 - np.isin(np.arange(len(layer.atoms)), filters.get(layer.name, []))
+
+    return analyse(model, shapes, stays)
 
 
 def filters_of(graph: ChannelGraph, sets: Atoms) -> dict[str, list[int]]:

@@ -19,6 +19,7 @@ from onnxcompress.calibration.stages import Stages
 from onnxcompress.factoring.fitted import Factors, fit_factors
 from onnxcompress.factoring.layers import FactorLayer, factor_layers, set_weights
 from onnxcompress.plan import Ranks
+from onnxcompress.pruning.surgery import filters_gone
 from onnxcompress.shapes import concrete_shapes
 
 Array = NDArray[np.float64]
@@ -98,13 +99,14 @@ def refit(
         for layer in fitted_layers(factor_layers(result, concrete_shapes(network)))
         if layer.name in before
     ]
+    gone = filters_gone(original, filters)
     # Both networks are cut at the same layers.
     ours = Stages(result, layers, samples)
     theirs = Stages(original, [before[layer.name] for layer in layers], samples)
     fits: dict[str, Fit] = {}
     number = {layer.name: index for index, layer in enumerate(layers)}
     for stage, members in enumerate(ours.layers):
-        seen = _observed(stage, members, before, ours, theirs, filters, number)
+        seen = _observed(stage, members, before, ours, theirs, gone, number)
         for layer in members:
             metric = (metrics or {}).get(layer.name)
             fit = _fit_layer(layer, seen.pop(layer.name), ranks.get(layer.name), metric)
@@ -121,7 +123,7 @@ def _observed(
     before: dict[str, FactorLayer],
     ours: Stages,
     theirs: Stages,
-    filters: dict[str, list[int]],
+    gone: Mapping[ir.Node, NDArray[np.bool_]],
     number: dict[str, int],
 ) -> dict[str, Observed]:
     found: dict[str, list[tuple[NDArray, NDArray]]] = {layer.name: [] for layer in members}
@@ -142,7 +144,7 @@ def _observed(
             y = patches(old, given[_input(old)], count, seed) @ weight.swapaxes(1, 2).astype(np.float32)
             if (bias := old.bias) is not None:
                 y += bias.reshape(old.groups, 1, -1).astype(np.float32)
-            found[layer.name].append((x, _kept(y, filters.get(layer.name, []), layer.groups)))
+            found[layer.name].append((x, _kept(y, gone.get(old.node), layer.groups)))
             sample = seen + np.arange(x.shape[1]) * images // x.shape[1]
             held[layer.name].append(sample // ours.samples.views % HELD_BACK == HELD_BACK - 1)
         seen += images
@@ -156,9 +158,11 @@ def _observed(
     }
 
 
-def _kept(y: NDArray, removed: list[int], groups: int) -> NDArray:
-    """Responses (groups, n, M / groups) without removed filters."""
-    flat = np.delete(y.transpose(1, 0, 2).reshape(y.shape[1], -1), removed, axis=1)
+def _kept(y: NDArray, gone: NDArray[np.bool_] | None, groups: int) -> NDArray:
+    """Responses (groups, n, M / groups) without those of removed filters."""
+    if gone is None:
+        return y
+    flat = y.transpose(1, 0, 2).reshape(y.shape[1], -1)[:, ~gone]
     return flat.reshape(len(flat), groups, -1).transpose(1, 0, 2)
 
 
