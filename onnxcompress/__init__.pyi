@@ -21,6 +21,7 @@ from .measure.latency import Latency, bench
 from .model import load, save
 from .plan import Plan, Ranks, read_plan
 from .preprocessing import Preprocessing
+from .recovery.training import Training
 from .training.finetuning import Finetuned, finetune
 from .training.runs import Epoch
 from .training.trainer import Recipe
@@ -42,6 +43,7 @@ __all__ = [
     "Ranks",
     "Recipe",
     "Stage",
+    "Training",
     "apply",
     "bench",
     "compress",

@@ -79,13 +79,16 @@ CalibrationData = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        help="Folder of images (labels are not used), .npz or .npy: weights are fitted to these.",
+        help="Folder of images, .npz or .npy: weights are fitted to these. Labels are not needed.",
         show_default=False,
     ),
 ]
 Limit = Annotated[int | None, typer.Option(help="Take so many samples, evenly spread.", min=1)]
 Stats = Annotated[
     Path | None, typer.Option(help="File to keep the statistics of the network on the data in.")
+]
+Labels = Annotated[
+    bool, typer.Option("--labels", help="Taylor importance and training use the data's labels.")
 ]
 ChannelOrder = Annotated[
     str | None, typer.Option(help="Of the images, instead of what the file says; see import-caffe.")
@@ -237,6 +240,15 @@ def prune(
     round_to: RoundTo = 1,
     skip: Skip = [],  # noqa: B006  # typer's way to repeat an option
     seed: Seed = 0,
+    iterative: Annotated[
+        bool, typer.Option("--iterative", help="Go by Taylor importance in rounds, and train after each.")
+    ] = False,
+    step: Annotated[float, typer.Option(help="Share of the filters that goes in a round.")] = 0.05,
+    finetune_steps: Annotated[int, typer.Option(help="Of training after each round.", min=1)] = 100,
+    flops_weight: Annotated[
+        float, typer.Option(help="Taylor: how much is taken off for each million FLOPs of a filter.", min=0)
+    ] = 0.0,
+    labels: Labels = False,
     data: CalibrationData = None,
     limit: Limit = None,
     stats: Stats = None,
@@ -254,10 +266,15 @@ def prune(
 
     Everything tied to them goes with them. With --data, the weights that stay are fitted so that the network
     gives what it gave. Writes OUTPUT, and the plan beside it as .plan.yaml.
+
+    onnxcompress prune model.onnx -o out.onnx --criterion taylor --iterative --ratio 0.4 --data images/
+
+    removes them in rounds of --step, with --finetune-steps of training after each: by the labels with
+    --labels, else after the answers of the network itself.
     """
     network = _read(model, output)
     preprocessing = _preprocessing(network, channel_order, mean, scale, resize, crop)
-    calibration = _calibration(data, preprocessing, limit, stats)
+    calibration = _calibration(data, preprocessing, limit, stats, labels)
     with _progress(quiet) as advance:
         result = verbs.prune(
             network,
@@ -267,6 +284,9 @@ def prune(
             round_to=round_to,
             skip=skip,
             seed=seed,
+            step=step if iterative else None,
+            finetune_steps=finetune_steps,
+            flops_weight=flops_weight,
             data=calibration,
             progress=advance,
         )
@@ -335,6 +355,12 @@ def compress(
     include_pointwise: IncludePointwise = False,
     include_gemm: IncludeGemm = False,
     seed: Seed = 0,
+    finetune: Annotated[
+        bool,
+        typer.Option("--finetune", help="Train the weights at the end; without a budget after each stage."),
+    ] = False,
+    epochs: Annotated[float, typer.Option(help="Of --finetune: passes over the data.", min=0)] = 5,
+    labels: Labels = False,
     data: CalibrationData = None,
     limit: Limit = None,
     stats: Stats = None,
@@ -357,12 +383,18 @@ def compress(
     onnxcompress compress model.onnx -o small.onnx --data images/ --target macs=0.5
 
     Without a target: prune, then decompose what is left, in the order of Goyal et al. (2019), with the
-    options --ratio … --include-gemm. LRN is written as banded convolutions, which is exact and faster.
+    options --ratio … --include-gemm.
+
+    --finetune trains what came of it after the original's answers, and by labels with --labels. The epoch
+    that does best on the samples for choosing is taken. To be able to interrupt the training, compress
+    without it and call finetune, which has --resume.
+
+    LRN is written as banded convolutions, which is exact and faster.
     Writes OUTPUT, and the plan beside it as .plan.yaml.
     """
     network = _read(model, output)
     preprocessing = _preprocessing(network, channel_order, mean, scale, resize, crop)
-    calibration = _calibration(data, preprocessing, limit, stats)
+    calibration = _calibration(data, preprocessing, limit, stats, labels)
     with _progress(quiet) as advance:
         result = verbs.compress(
             network,
@@ -378,6 +410,7 @@ def compress(
             include_pointwise=include_pointwise,
             include_gemm=include_gemm,
             seed=seed,
+            training=verbs.Training(epochs, verbs.Recipe(seed=seed)) if finetune else None,
             data=calibration,
             progress=advance,
         )
@@ -506,9 +539,14 @@ def finetune(
     teacher_weight: Annotated[
         float, typer.Option(help="Share of the teacher where there are labels too, in (0, 1).")
     ] = 0.5,
-    crop: Annotated[bool, typer.Option(help="Take images from anywhere, not from the centre.")] = True,
+    random_crop: Annotated[bool, typer.Option(help="Take images from anywhere, not from the centre.")] = True,
     mirror: Annotated[bool, typer.Option(help="Mirror half of the images.")] = True,
     seed: Annotated[int, typer.Option(help="Of order, crops, mirroring and new weights.")] = 0,
+    channel_order: ChannelOrder = None,
+    mean: Mean = None,
+    scale: Scale = None,
+    resize: Resize = None,
+    crop: Crop = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the same command was interrupted.")
     ] = False,
@@ -558,8 +596,9 @@ def finetune(
                 recipe=recipe,
                 temperature=temperature,
                 teacher_weight=teacher_weight,
-                crop=crop,
+                crop=random_crop,
                 mirror=mirror,
+                preprocessing=_preprocessing(network, channel_order, mean, scale, resize, crop),
                 checkpoint_file=checkpoint,
                 resume=resume,
                 progress=functools.partial(advance, "training"),
@@ -572,12 +611,7 @@ def finetune(
     save(result.model, output, original=network if new_head is None else None)
     checkpoint.unlink(missing_ok=True)
     _show(
-        {
-            "output": str(output),
-            "best": result.best,
-            "rate": result.rate,
-            "epochs": report.records(result.curve),
-        },
+        {"output": str(output)} | report.finetuned_json(result),
         [f"{output}: the weights after epoch {result.best}, highest rate {result.rate:g}"],
         as_json,
         quiet,
@@ -687,13 +721,17 @@ def _preprocessing(
 
 
 def _calibration(
-    data: Path | None, preprocessing: Preprocessing | None, limit: int | None, stats: Path | None
+    data: Path | None,
+    preprocessing: Preprocessing | None,
+    limit: int | None,
+    stats: Path | None,
+    labels: bool = False,
 ) -> Calibration | None:
     if data is None:
         return None
     if stats is not None:
         check_output(stats)
-    return Calibration(data, preprocessing, limit, stats)
+    return Calibration(data, preprocessing, limit, stats, labels)
 
 
 def _plan_of(output: Path) -> Path:
@@ -730,6 +768,7 @@ def _finish(
     lines += report.kept_lines(result)
     if result.fitted is not None:
         lines += report.fitted_lines(result.fitted)
+    lines += [f"trained after '{stage}': {what}" for stage, what in result.plan.trained.items()]
     if len(result.stages) == 1:
         lines.append("nothing to do: the output is the input network")
     if result.shortfall:

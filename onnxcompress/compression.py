@@ -9,13 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
-from onnxcompress.calibration.samples import Parts, Samples, Source, read_samples, split
+from onnxcompress.calibration.samples import Parts, Source, read_samples, split
 from onnxcompress.calibration.statistics import Moments, kept_statistics
-from onnxcompress.data import Data
 from onnxcompress.errors import InputError
 from onnxcompress.factoring import selection as rank_selection
 from onnxcompress.factoring.layers import factor_layers
@@ -31,13 +29,17 @@ from onnxcompress.preprocessing import Preprocessing
 from onnxcompress.pruning import selection as filter_selection
 from onnxcompress.pruning.activations import DATA_CRITERIA, data_scores
 from onnxcompress.pruning.analysis import analyse
+from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.pruning.importance import CRITERIA, set_scores
-from onnxcompress.pruning.interleaved import TAYLOR, score_by_taylor
+from onnxcompress.pruning.interleaved import TAYLOR, prune_and_train, score_by_taylor
 from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.pruning.surgery import filters_of, remove_filters
 from onnxcompress.recovery.least_squares import refit
 from onnxcompress.recovery.metric import metrics
+from onnxcompress.recovery.training import Training, in_words, trained
 from onnxcompress.shapes import concrete_shapes
+from onnxcompress.training.finetuning import Finetuned
+from onnxcompress.training.trainer import Recipe
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, steps done, and steps in all."""
@@ -58,11 +60,19 @@ TAYLOR_SAMPLES = 200
 
 @dataclass(frozen=True)
 class Stage:
-    """A network on its way: ``original``, ``pruned`` (``rewritten`` when nothing was), ``decomposed``."""
+    """A network on its way.
+
+    Attributes:
+        name: ``original``, ``pruned`` (``rewritten`` when nothing was), ``decomposed``, ``trained``.
+        model: the network.
+        cost: of it.
+        training: what training did; None for other stages.
+    """
 
     name: str
     model: ir.Model
     cost: Cost
+    training: Finetuned | None = None
 
 
 @dataclass(frozen=True)
@@ -70,16 +80,18 @@ class Calibration:
     """Calibration data, and how they are read.
 
     Attributes:
-        source: see `calibration.samples.read_samples`; labels are not used.
+        source: see `calibration.samples.read_samples`.
         preprocessing: from image to array; None takes what the network carries.
         limit: take at most so many samples, spread evenly.
         stats: file in which the statistics of the network on these data are kept from one call to the next.
+        labels: whether Taylor importance and training use the data's labels; nothing else does.
     """
 
     source: Source
     preprocessing: Preprocessing | None = None
     limit: int | None = None
     stats: Path | None = None
+    labels: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,6 +163,9 @@ def prune(
     round_to: int = 1,
     skip: Sequence[str] = (),
     seed: int = 0,
+    step: float | None = None,
+    finetune_steps: int = 100,
+    flops_weight: float = 0.0,
     data: Calibration | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
@@ -165,7 +180,11 @@ def prune(
         scope: ``layer``: the share of every layer; ``global``: of the whole network, wherever they are.
         round_to: layers keep a multiple of so many filters.
         skip: glob patterns of node names that keep all their filters.
-        seed: of the random criterion.
+        seed: of the random criterion, of labels that Taylor's draws, and of training.
+        step: for Taylor pruning in rounds, with training in between (Molchanov et al. 2017): the share of the
+            filters that goes in each. None for one round, after which the weights are fitted.
+        finetune_steps: of training after each of these rounds.
+        flops_weight: λ of Taylor importance (see `taylor_scores`): preference for filters with many MACs.
         data: to which the weights that stay are fitted.
         progress: called with (what is done, steps done, steps in all).
 
@@ -175,7 +194,33 @@ def prune(
     original = load(model)
     network = simplify(original)
     parts = _parts(original, data, progress)
-    choice = _choose_filters(network, ratio, criterion, scope, round_to, skip, seed, data, parts, progress)
+    if step is not None:
+        if criterion not in ("", TAYLOR) or data is None or parts is None:
+            raise InputError(f"pruning in rounds goes by {TAYLOR} importance and needs data to train on")
+        steps = _steps(progress, "pruning in rounds")
+        pruned, filters = prune_and_train(
+            network,
+            parts.fit.data,
+            ratio=ratio,
+            step=step,
+            steps=finetune_steps,
+            labels=data.labels,
+            limit=TAYLOR_SAMPLES,
+            flops_weight=flops_weight,
+            scope=scope,
+            round_to=round_to,
+            skip=tuple(skip),
+            recipe=Recipe(seed=seed),
+            preprocessing=data.preprocessing,
+            progress=steps,
+        )
+        rounds = {"pruned": f"{finetune_steps} steps after each round"} if filters else {}
+        plan = Plan(filters, kept=_kept(analyse(network, concrete_shapes(network)), skip), trained=rounds)
+        stages = (Stage("original", original, cost(original)), Stage("pruned", pruned, cost(pruned)))
+        return Compressed(stages if filters else stages[:1], plan, fitted=_fitted(original, pruned, parts))
+    choice = _choose_filters(
+        network, ratio, criterion, scope, round_to, skip, seed, data, parts, progress, flops_weight
+    )
     _check_skip(skip, choice.layers)
     plan = Plan(prune=choice.filters, kept=choice.kept)
     return _result(original, network, plan, choice, parts, progress)
@@ -236,6 +281,7 @@ def compress(
     include_pointwise: bool = False,
     include_gemm: bool = False,
     seed: int = 0,
+    training: Training | None = None,
     data: Calibration | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
@@ -250,6 +296,8 @@ def compress(
         keep_accuracy: for the smallest network that was found to keep this share of the original's top-1
             choices (of networks without classes, of its outputs' variance); needs data.
         method: ``joint`` or ``paper``: the first with a target or an accuracy, the second without.
+        training: of the weights, when all is chosen and fitted; by the paper's method after each stage. Needs
+            data. None for none.
 
     Raises:
         InputError: when the network or the data cannot be read or an option is out of range.
@@ -257,6 +305,8 @@ def compress(
     original = load(model)
     network = simplify(original)
     budgeted = bool(target) or keep_accuracy is not None
+    if training is not None and data is None:
+        raise InputError("training needs calibration data: give some with --data")
     if method not in ("", "joint", "paper"):
         raise InputError(f"method: '{method}' is not one of joint, paper")
     if method and budgeted != (method == "joint"):
@@ -275,20 +325,28 @@ def compress(
         kind = goal.kind if goal else "macs"
         planner = Planner(found, kind, rewrite=lrn_nodes(network), skip=skip, progress=progress)
         if goal is not None:
-            return _planned(original, planner, goal.share, progress)
-        assert keep_accuracy is not None
-        return _keeping(original, planner, keep_accuracy, progress)
+            result = _planned(original, planner, goal.share, progress)
+        else:
+            assert keep_accuracy is not None
+            result = _keeping(original, planner, keep_accuracy, progress)
+        return _trained(result, training, data, parts, progress)
     parts = _parts(original, data, progress)
     choice = _choose_filters(network, ratio, criterion, scope, round_to, skip, seed, data, parts, progress)
-    pruned = remove_filters(network, choice.filters) if choice.filters else network
-    if parts is not None:
-        pruned, _ = refit(network, pruned, choice.filters, {}, parts.fit, _steps(progress, "fitting weights"))
+    pruning = Plan(choice.filters, lrn_nodes(network) if training is not None else [], kept=choice.kept)
+    first = _result(original, network, pruning, choice, parts, progress)
+    first = _trained(first, training, data, parts, progress)
+    pruned = first.model if len(first.stages) > 1 else network
     include = _kinds(include_pointwise, include_gemm)
     moments = _moments(pruned, None if choice.filters else data, parts, progress)
     ranks, kept, layers = _choose_ranks(pruned, rank, round_to, skip, include, moments, progress)
     _check_skip(skip, [*choice.layers, *layers])
     plan = Plan(choice.filters, lrn_nodes(network), ranks, choice.kept | kept)
-    return _result(original, network, plan, choice, parts, progress)
+    if training is None:
+        return _result(original, network, plan, choice, parts, progress)
+    second = _result(original, pruned, Plan(decompose=ranks), choice, parts, progress)
+    second = _trained(second, training, data, parts, progress)
+    plan = replace(plan, trained=first.plan.trained | second.plan.trained)
+    return replace(second, stages=(*first.stages, *second.stages[1:]), plan=plan)
 
 
 @one_blas_thread
@@ -397,13 +455,49 @@ def _result(
     sensitivity: Mapping[str, float] | None = None,
 ) -> Compressed:
     stages = _stages(original, network, plan, parts, progress, sensitivity)
-    fitted = None
-    if parts is not None:
-        close = closeness(original, stages[-1].model, parts.report)
-        fitted = Fitted(parts.fit.count, parts.choose.count, parts.report.count, close)
+    fitted = _fitted(original, stages[-1].model, parts)
     if choice is None:
         return Compressed(stages, plan, fitted=fitted)
     return Compressed(stages, plan, choice.unknown, choice.shortfall, fitted)
+
+
+def _fitted(original: ir.Model, network: ir.Model, parts: Parts | None) -> Fitted | None:
+    if parts is None:
+        return None
+    close = closeness(original, network, parts.report)
+    return Fitted(parts.fit.count, parts.choose.count, parts.report.count, close)
+
+
+def _trained(
+    result: Compressed,
+    training: Training | None,
+    data: Calibration | None,
+    parts: Parts | None,
+    progress: Progress | None,
+) -> Compressed:
+    """The result with one more stage; as it is where nothing was compressed."""
+    if training is None or not (result.plan.prune or result.plan.decompose):
+        return result
+    assert data is not None
+    assert parts is not None
+    assert result.fitted is not None
+    original, last = result.stages[0].model, result.stages[-1]
+    done = trained(
+        original,
+        last.model,
+        parts,
+        training,
+        preprocessing=data.preprocessing,
+        progress=_steps(progress, "training"),
+    )
+    stage = Stage("trained", done.model, last.cost, done)
+    close = closeness(original, done.model, parts.report)
+    return replace(
+        result,
+        stages=(*result.stages, stage),
+        plan=replace(result.plan, trained={last.name: in_words(done)}),
+        fitted=replace(result.fitted, closeness=close),
+    )
 
 
 def _stages(
@@ -444,11 +538,15 @@ def _parts(original: ir.Model, data: Calibration | None, progress: Progress | No
     if data is None:
         return None
     steps = _steps(progress, "reading the data")
-    return split(
-        read_samples(
-            original, data.source, preprocessing=data.preprocessing, limit=data.limit, progress=steps
-        )
+    samples = read_samples(
+        original, data.source, preprocessing=data.preprocessing, limit=data.limit, progress=steps
     )
+    origin = samples.origin
+    if data.labels and (origin is None or origin.labels is None):
+        raise InputError("the calibration data has no labels: give labelled data, or leave out --labels")
+    if origin is not None and not data.labels:
+        samples = replace(samples, origin=replace(origin, labels=None))
+    return split(samples)
 
 
 def _moments(
@@ -488,6 +586,7 @@ def _choose_filters(
     data: Calibration | None,
     parts: Parts | None,
     progress: Progress | None,
+    flops_weight: float = 0.0,
 ) -> _FilterChoice:
     if not 0 <= ratio < 1:
         raise InputError(f"ratio: {ratio} is not in [0, 1)")
@@ -508,8 +607,16 @@ def _choose_filters(
     if criterion in CRITERIA:
         scores = set_scores(graph, criterion, seed)
     elif criterion == TAYLOR:
+        assert data is not None
         assert parts is not None
-        scores = score_by_taylor(_spread(parts.fit, TAYLOR_SAMPLES), seed=seed)(network, graph)
+        score = score_by_taylor(
+            parts.fit.data,
+            limit=TAYLOR_SAMPLES,
+            seed=seed,
+            flops_weight=flops_weight,
+            preprocessing=data.preprocessing,
+        )
+        scores = score(network, graph)
     else:
         moments = _moments(network, data, parts, progress)
         assert moments is not None
@@ -518,29 +625,21 @@ def _choose_filters(
     chosen, missing = filter_selection.select(
         network, graph, ratio=ratio, scores=scores, scope=scope, round_to=round_to, skip=tuple(skip)
     )
-    kept = {}
-    for layer in graph.layers:
-        if matches(layer.name, skip):
-            kept[layer.name] = "skipped as asked"
-        elif reason := graph.reason(layer):
-            kept[layer.name] = reason
     shortfall = ""
     if scope == "global" and round_to == 1 and missing:
         wanted = len(chosen) + missing
         shortfall = f"{len(chosen)} of {wanted} channels could go: one of every group stays"
-    return _FilterChoice(
-        filters_of(graph, chosen), kept, [layer.name for layer in graph.layers], graph.unknown, shortfall
-    )
+    names = [layer.name for layer in graph.layers]
+    return _FilterChoice(filters_of(graph, chosen), _kept(graph, skip), names, graph.unknown, shortfall)
 
 
-def _spread(samples: Samples, count: int) -> Data:
-    """At most so many samples of a network with one input, without labels."""
-    if len(samples.arrays) != 1:
-        raise InputError(f"criterion: {TAYLOR} needs a network with one input")
-    (array,) = samples.arrays.values()
-    first = samples.chosen[:: samples.views]
-    rows = first[:: max(1, len(first) // count)][:count]
-    return Data("calibration data", np.asarray(array[rows]), None)
+def _kept(graph: ChannelGraph, skip: Sequence[str]) -> dict[str, str]:
+    """Why layers keep their filters."""
+    reasons = {
+        layer.name: "skipped as asked" if matches(layer.name, skip) else graph.reason(layer)
+        for layer in graph.layers
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def _choose_ranks(

@@ -90,12 +90,16 @@ def subset(data: Data, limit: int | None) -> Data:
         raise InputError(f"the limit of {limit} samples leaves none; give at least 1")
     if limit is None or limit >= len(data):
         return data
-    chosen = np.arange(limit) * len(data) // limit
+    return pick(data, np.arange(limit) * len(data) // limit)
+
+
+def pick(data: Data, numbers: np.ndarray) -> Data:
+    """The samples with these numbers, in this order."""
     if isinstance(data.samples, np.ndarray):
-        samples: Sequence[Path] | np.ndarray = data.samples[chosen]
+        samples: Sequence[Path] | np.ndarray = data.samples[numbers]
     else:
-        samples = [data.samples[int(index)] for index in chosen]
-    return replace(data, samples=samples, labels=None if data.labels is None else data.labels[chosen])
+        samples = [data.samples[int(index)] for index in numbers]
+    return replace(data, samples=samples, labels=None if data.labels is None else data.labels[numbers])
 
 
 def batches(

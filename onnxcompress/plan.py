@@ -1,7 +1,7 @@
 """What was decided: which filters go and at which ranks layers are factored. Plain data, YAML in and out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,12 +36,14 @@ class Plan:
             itself with those whose channels it cuts.
         decompose: ranks at which the layer, as it is after pruning, is factored.
         kept: layers that stay as they are, with the reason. For the reader; applying ignores it.
+        trained: how the weights were trained after a stage, by its name. For the reader likewise.
     """
 
     prune: dict[str, list[int]] = field(default_factory=dict)
     rewrite: list[str] = field(default_factory=list)
     decompose: dict[str, Ranks] = field(default_factory=dict)
     kept: dict[str, str] = field(default_factory=dict)
+    trained: dict[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.prune or self.rewrite or self.decompose)
@@ -60,12 +62,14 @@ def to_yaml(plan: Plan) -> str:
         "rewrite": plan.rewrite,
         "decompose": {name: {"out": ranks.out, "in": ranks.into} for name, ranks in plan.decompose.items()},
         "kept": plan.kept,
+        "trained": plan.trained,
     }
     header = (
         "# prune: filters (of a Gemm: neurons) to remove, by layer, counted from 0\n"
         "# rewrite: LRN nodes to write as banded convolutions (exact, and several times as fast)\n"
         "# decompose: Tucker-2 ranks by layer; 1×1 and Gemm layers have the same rank on both sides\n"
         "# kept: layers left as they are, and why (not read back)\n"
+        "# trained: how the weights were trained after a stage (not read back)\n"
     )
     return header + yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
 
@@ -86,10 +90,9 @@ def from_yaml(text: str, source: str = "plan") -> Plan:
         raise InputError(f"{source}: not YAML: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{source}: not a plan of this version: its first entry must be 'format: {FORMAT}'")
-    if unknown := set(content) - {"format", "prune", "rewrite", "decompose", "kept"}:
-        raise InputError(
-            f"{source}: unknown entry '{min(map(str, unknown))}'; a plan has prune, rewrite, decompose, kept"
-        )
+    if unknown := set(content) - {"format", *(each.name for each in fields(Plan))}:
+        known = ", ".join(each.name for each in fields(Plan))
+        raise InputError(f"{source}: unknown entry '{min(map(str, unknown))}'; a plan has {known}")
     prune = {
         layer: _filters(filters, f"{source}: prune: {layer}")
         for layer, filters in _section(content, "prune", source).items()
@@ -101,10 +104,8 @@ def from_yaml(text: str, source: str = "plan") -> Plan:
         layer: _ranks(ranks, f"{source}: decompose: {layer}")
         for layer, ranks in _section(content, "decompose", source).items()
     }
-    kept = _section(content, "kept", source)
-    if not all(isinstance(reason, str) for reason in kept.values()):
-        raise InputError(f"{source}: 'kept' must map layer names to texts")
-    return Plan(prune, rewrite, decompose, kept)
+    kept, trained = (_texts(content, key, source) for key in ("kept", "trained"))
+    return Plan(prune, rewrite, decompose, kept, trained)
 
 
 def read_plan(path: str | Path) -> Plan:
@@ -125,6 +126,13 @@ def _section(content: dict[str, Any], key: str, source: str) -> dict[str, Any]:
     section = content.get(key) or {}
     if not isinstance(section, dict) or not all(isinstance(name, str) for name in section):
         raise InputError(f"{source}: '{key}' must map layer names to values")
+    return section
+
+
+def _texts(content: dict[str, Any], key: str, source: str) -> dict[str, str]:
+    section = _section(content, key, source)
+    if not all(isinstance(text, str) for text in section.values()):
+        raise InputError(f"{source}: '{key}' must map names to texts")
     return section
 
 

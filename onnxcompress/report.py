@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from onnxcompress.inspection import InspectedLayer, Inspection
     from onnxcompress.measure.accuracy import Accuracy
     from onnxcompress.measure.latency import Latency
+    from onnxcompress.training.finetuning import Finetuned
     from onnxcompress.training.runs import Epoch
 
 
@@ -299,7 +300,12 @@ def compressed_json(result: Compressed) -> dict[str, Any]:
     """Keys: stages, layers, kept, unknown_operators, shortfall."""
     return {
         "stages": [
-            {"name": stage.name, "params": stage.cost.params, "macs": stage.cost.macs}
+            {
+                "name": stage.name,
+                "params": stage.cost.params,
+                "macs": stage.cost.macs,
+                "training": None if stage.training is None else finetuned_json(stage.training),
+            }
             for stage in result.stages
         ],
         "layers": layers_json(result),
@@ -308,6 +314,11 @@ def compressed_json(result: Compressed) -> dict[str, Any]:
         "shortfall": result.shortfall,
         "fitted": None if result.fitted is None else fitted_json(result.fitted),
     }
+
+
+def finetuned_json(result: Finetuned) -> dict[str, Any]:
+    """Keys: best, rate, epochs."""
+    return {"best": result.best, "rate": result.rate, "epochs": records(result.curve)}
 
 
 # --- evaluate, bench ------------------------------------------------------------------------------

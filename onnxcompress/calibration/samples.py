@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from onnxcompress.data import Data, Reader, open_data, reader, subset
+from onnxcompress.data import Data, Reader, open_data, pick, reader, subset
 from onnxcompress.errors import InputError
 from onnxcompress.preprocessing import Preprocessing, View, from_metadata
 from onnxcompress.runtime import DTYPES, Runnable, session
@@ -33,11 +33,13 @@ class Samples:
         arrays: by the name of the input, (samples in all, …), most often on the disk.
         chosen: rows of the arrays that belong to this part, ascending.
         views: rows that show each sample; those of one sample follow each other.
+        origin: what the arrays were read from; None where they were given as such.
     """
 
     arrays: dict[str, np.ndarray]
     chosen: NDArray[np.int64]
     views: int = 1
+    origin: Data | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -46,6 +48,21 @@ class Samples:
     def count(self) -> int:
         """Samples, whatever the number of their views."""
         return len(self.chosen) // self.views
+
+    @property
+    def data(self) -> Data:
+        """The samples as they came: with their labels, and images that can be cropped anew.
+
+        Raises:
+            InputError: when they are of several inputs.
+        """
+        if len(self.arrays) != 1:
+            raise InputError(f"this needs a network with one input, not with {', '.join(self.arrays)}")
+        (array,) = self.arrays.values()
+        rows = self.chosen[:: self.views]
+        if self.origin is None:
+            return Data("calibration data", np.asarray(array[rows]), None)
+        return pick(self.origin, rows // (len(array) // len(self.origin)))
 
 
 @dataclass(frozen=True)
@@ -79,9 +96,9 @@ def split(samples: Samples) -> Parts:
     place = np.arange(len(first)) % 10
     fit = first[~np.isin(place, (2, 7))]
     return Parts(
-        Samples(samples.arrays, (fit[:, None] + np.arange(samples.views)).ravel(), samples.views),
-        Samples(samples.arrays, first[place == 2]),
-        Samples(samples.arrays, first[place == 7]),
+        replace(samples, chosen=(fit[:, None] + np.arange(samples.views)).ravel()),
+        replace(samples, chosen=first[place == 2], views=1),
+        replace(samples, chosen=first[place == 7], views=1),
     )
 
 
@@ -109,7 +126,7 @@ def read_samples(
         InputError: when the data cannot be read or does not fit the network.
     """
     inputs = {value.name: value for value in session(model).get_inputs()}
-    views = 1
+    views, data = 1, None
     if isinstance(source, (str, Path)) and (named := _named_arrays(Path(source), set(inputs))) is not None:
         arrays = named
     elif isinstance(source, (Data, str, Path)):
@@ -132,7 +149,7 @@ def read_samples(
         arrays = _gathered(source, set(inputs))
     count = _check(arrays, inputs) // views
     numbers = np.arange(count) if limit is None or limit >= count else np.arange(limit) * count // limit
-    return Samples(arrays, (numbers[:, None] * views + np.arange(views)).ravel(), views)
+    return Samples(arrays, (numbers[:, None] * views + np.arange(views)).ravel(), views, data)
 
 
 def fed(samples: Samples, runnable: Runnable) -> Iterator[tuple[NDArray[np.int64], Feeds]]:

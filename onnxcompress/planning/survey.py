@@ -1,14 +1,14 @@
 """What is known of a network before anything is decided: moments of layers' inputs, and what errors do."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.calibration.patches import fitted_layers
-from onnxcompress.calibration.samples import Parts, Progress, Samples
+from onnxcompress.calibration.samples import Parts, Progress
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.calibration.statistics import Moments, statistics
 from onnxcompress.factoring.fitted import fit_factors, regular
@@ -100,7 +100,7 @@ def measured_damage(
         return {}
     network = survey.network
     chosen = survey.parts.choose
-    samples = Samples(chosen.arrays, chosen.chosen[:PROBES])
+    samples = replace(chosen, chosen=chosen.chosen[:PROBES])
     stages = Stages(network, fitted_layers(survey.layers), samples)
     place = {layer.name: stage for stage, members in enumerate(stages.layers) for layer in members}
     outputs = [str(value.name) for value in network.graph.outputs]

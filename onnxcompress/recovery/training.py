@@ -1,0 +1,77 @@
+"""Training a compressed network on its calibration samples, after the original's answers or by labels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from onnxcompress.calibration.samples import Parts
+from onnxcompress.preprocessing import Preprocessing
+from onnxcompress.training.finetuning import Finetuned, finetune
+from onnxcompress.training.trainer import Recipe
+
+
+@dataclass(frozen=True)
+class Training:
+    """What training a stage gets.
+
+    Attributes:
+        epochs: passes over the samples.
+        recipe: how to train.
+    """
+
+    epochs: float = 5
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+def trained(
+    original: ir.Model,
+    network: ir.Model,
+    parts: Parts,
+    training: Training,
+    *,
+    preprocessing: Preprocessing | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Finetuned:
+    """Train after the original's answers, and by labels where the samples have some.
+
+    Those for fitting are trained on; those for choosing tell the best epoch.
+
+    Args:
+        original: the teacher.
+        network: to train; not touched.
+        parts: the samples.
+        training: how.
+        preprocessing: from image to array; None takes what the network carries.
+        progress: called with (steps done, steps in all).
+
+    Raises:
+        InputError: as `finetune`.
+    """
+    data = parts.fit.data
+    return finetune(
+        network,
+        data,
+        teacher=original,
+        labels=data.labels is not None,
+        validation=parts.choose.data,
+        epochs=training.epochs,
+        recipe=training.recipe,
+        preprocessing=preprocessing,
+        progress=progress,
+    )
+
+
+def in_words(result: Finetuned) -> str:
+    """What training did, on one line."""
+    validations = {epoch.number: epoch.validation for epoch in result.curve}
+    before, after = validations.get(0), validations.get(result.best)
+    words = f"{len(result.curve) - 1} epochs, rate {result.rate:.2g}, the weights after epoch {result.best}"
+    if before is not None and after is not None:
+        what, first, last = (
+            ("top-1", before.top1, after.top1)
+            if before.top1 is not None
+            else ("agreement with the original", before.agreement, after.agreement)
+        )
+        words += f": {what} {100 * (first or 0):.1f} -> {100 * (last or 0):.1f} % on the samples for choosing"
+    return words

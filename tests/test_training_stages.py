@@ -1,0 +1,79 @@
+"""Training inside prune and compress: after stages, in rounds, with labels and without."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import onnxcompress as oc
+from onnxcompress.plan import from_yaml, to_yaml
+from tests.training.small import network, samples
+
+RECIPE = oc.Recipe(batch=16, rate=0.01)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return samples(160)
+
+
+def taught(data):
+    return oc.finetune(network(), data, labels=True, epochs=8, recipe=RECIPE).model
+
+
+@pytest.fixture(scope="module")
+def model(data):
+    return taught(data)
+
+
+def test_training_is_the_last_stage_and_does_good(model, data):
+    options = {"data": oc.Calibration(data), "target": "macs=0.3"}
+    plain = oc.compress(model, **options)
+    trained = oc.compress(model, training=oc.Training(6, RECIPE), **options)
+    assert [stage.name for stage in trained.stages][-1] == "trained"
+    assert trained.stages[-1].cost == plain.stages[-1].cost
+    assert trained.stages[-1].training.best > 0
+    assert trained.fitted.closeness.damage < plain.fitted.closeness.damage
+    assert "on the samples for choosing" in " ".join(trained.plan.trained.values())
+    assert from_yaml(to_yaml(trained.plan)) == trained.plan
+
+
+def test_by_the_papers_method_both_stages_are_trained(model, data):
+    result = oc.compress(
+        model, ratio=0.3, rank="fraction:0.5", training=oc.Training(2, RECIPE), data=oc.Calibration(data)
+    )
+    names = [stage.name for stage in result.stages]
+    assert names == ["original", "pruned", "trained", "decomposed", "trained"]
+    assert set(result.plan.trained) == {"pruned", "decomposed"}
+
+
+def test_the_same_again(model, data):
+    def compressed():
+        return oc.compress(
+            model, target="macs=0.4", training=oc.Training(1, RECIPE), data=oc.Calibration(data)
+        ).model
+
+    for one, other in zip(
+        compressed().graph.initializers.values(), compressed().graph.initializers.values(), strict=True
+    ):
+        np.testing.assert_array_equal(one.const_value.numpy(), other.const_value.numpy())
+
+
+@pytest.mark.parametrize("labels", [False, True])
+def test_in_rounds(model, data, labels):
+    result = oc.prune(
+        model, ratio=0.4, step=0.2, finetune_steps=5, data=oc.Calibration(data, labels=labels), seed=1
+    )
+    assert {layer: len(gone) for layer, gone in result.plan.prune.items()} == {"conv1": 3, "conv2": 4}
+    assert "5 steps after each round" in result.plan.trained["pruned"]
+    assert oc.apply(model, result.plan).stages[-1].cost == result.stages[-1].cost
+
+
+def test_what_does_not_go_together(model, data):
+    unlabelled = oc.Calibration(replace(data, labels=None), labels=True)
+    with pytest.raises(oc.InputError, match="has no labels"):
+        oc.prune(model, criterion="taylor", data=unlabelled)
+    with pytest.raises(oc.InputError, match="needs calibration data"):
+        oc.compress(model, training=oc.Training())
+    with pytest.raises(oc.InputError, match="needs data to train on"):
+        oc.prune(model, step=0.1)
