@@ -4,15 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test bench coverage peers lint clean
+.PHONY: help setup demo test bench coverage peers paper lint clean
 
 help:
 	@echo "make demo      compress the network that ships in models/ and show what came of it"
 	@echo "make test      run the tests"
-	@echo "make bench     time networks before and after compression (MODEL=path.onnx adds yours)"
+	@echo "make bench     time networks before and after compression (MODEL=path.onnx adds yours), then make"
+	@echo "               paper on the digits: some minutes"
 	@echo "make coverage  compress well-known architectures, exported with torch and timm, into docs/coverage.md"
 	@echo "               (FILES=folder takes the ONNX files there, into benchmarks/results/coverage.md)"
 	@echo "make peers     accuracy against MACs of this project and other tools, Torch-Pruning where it is installed"
+	@echo "make paper     the paper's experiment: pruning, Tucker, and both, at similar accuracy; goes on where it was"
+	@echo "               stopped (QUICK=1: fewer points and smaller images; MODEL=path.onnx DATA=folder: your own)"
 	@echo "make lint      ruff and mypy"
 
 $(READY): setup.cfg pyproject.toml
@@ -32,6 +35,7 @@ test: $(READY)
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.latency $(if $(MODEL),"$(MODEL)")
+	@$(BIN)/python -m benchmarks.paper digits
 
 coverage: $(READY)
 	@$(if $(FILES),,$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[export]')
@@ -39,6 +43,10 @@ coverage: $(READY)
 
 peers: $(READY)
 	@$(BIN)/python -m benchmarks.peers
+
+paper: $(READY)
+	@$(BIN)/python -m benchmarks.paper $(NETWORKS) $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") \
+		$(if $(QUICK),--quick)
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -69,7 +69,9 @@ Criterion = Annotated[
 Scope = Annotated[
     str, typer.Option(help="The ratio is that of every layer (layer) or of the network (global).")
 ]
-Rank = Annotated[str, typer.Option(help="Rule for the ranks: vbmf, energy:SHARE or fraction:SHARE.")]
+Rank = Annotated[
+    str, typer.Option(help="Rule for the ranks: vbmf, vbmf:FACTOR, energy:SHARE or fraction:SHARE.")
+]
 RoundTo = Annotated[int, typer.Option(help="Keep filters and ranks in multiples of this.")]
 Skip = Annotated[list[str], typer.Option(help="Glob of layer names to leave as they are; may be repeated.")]
 IncludePointwise = Annotated[bool, typer.Option("--include-pointwise", help="Factor 1×1 convolutions too.")]

@@ -244,7 +244,8 @@ def decompose(
 
     Args:
         model: the network or its path.
-        rank: ``vbmf``, ``energy:SHARE`` or ``fraction:SHARE``; with data, of the layers' responses.
+        rank: ``vbmf``, ``vbmf:FACTOR``, ``energy:SHARE`` or ``fraction:SHARE``; with data, of the layers'
+            responses.
         round_to: ranks are rounded up to a multiple of this.
         skip: glob patterns of node names that stay as they are.
         include_pointwise: factor 1×1 convolutions too, by singular value decomposition.

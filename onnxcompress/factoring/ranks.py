@@ -29,11 +29,17 @@ def rule(name: str) -> Callable[[Callable[[float], MatrixRank]], Callable[[float
 
 
 @rule("vbmf")
-def vbmf(number: float) -> MatrixRank:
-    """Empirical variational Bayes (Nakajima et al. 2013), as Kim et al. (2015) choose ranks."""
-    if not np.isnan(number):
-        raise InputError("rank: vbmf takes no number")
-    return lambda matrix: evbmf_rank(squared_singular_values(matrix), max(matrix.shape))
+def vbmf(factor: float) -> MatrixRank:
+    """Empirical variational Bayes (Nakajima et al. 2013), as Kim et al. (2015); or a multiple."""
+    factor = 1.0 if np.isnan(factor) else factor
+    if not 0 < factor < np.inf:
+        raise InputError("rank: vbmf takes a factor above 0, as in vbmf:0.8, or nothing")
+
+    def rank(matrix: Array) -> int:
+        found = evbmf_rank(squared_singular_values(matrix), max(matrix.shape))
+        return min(max(1, round(factor * found)), *matrix.shape)
+
+    return rank
 
 
 @rule("energy")
@@ -58,14 +64,16 @@ def fraction(share: float) -> MatrixRank:
 
 
 def parse_rank(text: str) -> MatrixRank:
-    """The rank rule that a text names: ``vbmf``, ``energy:0.9``, ``fraction:0.5``.
+    """The rank rule that a text names: ``vbmf``, ``vbmf:0.8``, ``energy:0.9``, ``fraction:0.5``.
 
     Raises:
         InputError: when there is no such rule or its number is missing or out of range.
     """
     name, colon, number = text.partition(":")
     if name not in RULES:
-        raise InputError(f"rank: '{text}' is not a rule; give one of vbmf, energy:0.9, fraction:0.5")
+        raise InputError(
+            f"rank: '{text}' is not a rule; give one of vbmf, vbmf:0.8, energy:0.9, fraction:0.5"
+        )
     try:
         return RULES[name](float(number) if colon else np.nan)
     except ValueError:

@@ -8,7 +8,7 @@ from onnxcompress.factoring.ranks import parse_rank, tucker_ranks
 
 
 @pytest.mark.parametrize(
-    "text", ["svd", "energy", "energy:0", "energy:1.1", "fraction:x", "fraction:nan", "vbmf:2"]
+    "text", ["svd", "energy", "energy:0", "energy:1.1", "fraction:x", "fraction:nan", "vbmf:0"]
 )
 def test_refuses(text):
     with pytest.raises(InputError, match="rank"):
@@ -43,3 +43,16 @@ def test_groups_share_the_largest_rank():
     assert tucker_ranks(weight, 2, parse_rank("energy:0.999")) == (6, 5)
     assert tucker_ranks(weight[:6], 1, parse_rank("energy:0.999")) == (1, 1)
     assert math.isclose(np.linalg.norm(weight[:6]), np.linalg.norm(rank_1))
+
+
+def test_vbmf_takes_a_factor():
+    random = np.random.default_rng(0)
+    signal = random.standard_normal((40, 8)) @ random.standard_normal((8, 90))
+    matrix = signal + 0.1 * random.standard_normal((40, 90))
+    assert [parse_rank(text)(matrix) for text in ("vbmf", "vbmf:1", "vbmf:0.5", "vbmf:0.01", "vbmf:99")] == [
+        8,
+        8,
+        4,
+        1,
+        40,
+    ]

@@ -1,0 +1,1 @@
+"""The paper's experiment: pruning, Tucker decomposition, and both, at similar accuracy. `make paper`."""

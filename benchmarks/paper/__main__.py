@@ -1,0 +1,175 @@
+"""Pruning, Tucker decomposition, and both, at similar accuracy. `make paper`.
+
+A network is fine-tuned to a task, then compressed in five ways, at several operating points each: iterative
+Taylor pruning alone, Tucker-2 at scaled VBMF ranks alone, both one after the other (Goyal et al. 2019), and
+filters and ranks under one budget with fitted weights, of parameters and of MACs. Every network gets the same
+training. The best epoch is chosen on a validation part; figures are of the test part.
+
+Without options: GoogLeNet and SqueezeNet of ../shared/data on its 17 categories of flowers, where that folder
+exists, and the digits network that ships with the project. Every finished network is kept in
+benchmarks/results/paper and not made again: a run that was stopped goes on when it is started again.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import onnxcompress as oc
+from benchmarks.paper import arms, report, tasks
+from benchmarks.paper.settings import DIGITS, FULL, QUICK, Settings
+from onnxcompress.model import write_text
+
+RESULTS = tasks.ROOT / "benchmarks" / "results" / "paper"
+PROGRESS_SECONDS = 60.0
+
+console = Console(highlight=False, width=160)
+
+
+def every_minute(label: str) -> tasks.Progress:
+    """A progress line a minute."""
+    said = began = time.monotonic()
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= PROGRESS_SECONDS:
+            said = time.monotonic()
+            console.print(
+                f"{label}: {what}, {done} of {total}, after {(said - began) / 60:.0f} min", markup=False
+            )
+
+    return progress
+
+
+def measured(task: tasks.Task, file: Path, original: Path) -> dict[str, Any]:
+    """Cost and accuracy of a network in a file, as shares of the original's too."""
+    network, whole = oc.cost(oc.load(file)), oc.cost(task.model)
+    test, validation = oc.evaluate(file, task.test), oc.evaluate(file, task.validation)
+    first, second = oc.bench([original, file], threads=1, runs=40, seconds=20)
+    return {
+        "test": test.top1,
+        "test_error": test.top1_error,
+        "images": test.n,
+        "validation": validation.top1,
+        "params": network.params,
+        "macs": network.macs,
+        "bytes": file.stat().st_size,
+        "milliseconds": second.median,
+        "params_share": network.params / whole.params,
+        "macs_share": network.macs / whole.macs,
+        "bytes_share": file.stat().st_size / original.stat().st_size,
+        "latency_share": second.median / first.median,
+    }
+
+
+def experiment(task: tasks.Task, settings: Settings, folder: Path) -> None:
+    """All arms of one task; what is kept in the folder is not done again."""
+    whole = folder / "task.onnx"
+    if not whole.exists():
+        oc.save(task.model, whole)
+    classes = int(oc.load(whole).graph.outputs[0].shape[1])
+
+    def facts(arm: str, setting: str, seed: int, **others: Any) -> dict[str, Any]:
+        return {"task": task.name, "arm": arm, "setting": setting, "seed": seed, **others}
+
+    def describe() -> dict[str, Any]:
+        filters = {layer.name: layer.output_shape[1] for layer in oc.cost(task.model).layers}
+        others = {"classes": classes, "steps": settings.steps, "filters": filters}
+        return facts("", "", 0, removed={}, ranks={}, **others, **measured(task, whole, whole))
+
+    original = _kept(folder / "original.json", describe)
+    points = [original]
+
+    def add(arm: str, setting: str, seed: int) -> None:
+        name = f"{arm} {setting} seed {seed}"
+        label = f"{task.name}, {name}"
+        file = folder / "networks" / f"{name.replace(', ', ' ').replace(' ', '-').replace(':', '=')}.onnx"
+        file.parent.mkdir(exist_ok=True)
+
+        def make() -> dict[str, Any]:
+            began = time.monotonic()
+            outcome = arms.ARMS[arm](arms.Run(task, settings, seed, folder, every_minute(label)), setting)
+            oc.save(outcome.model, file)
+            seconds = round(time.monotonic() - began)
+            ranks = {layer: {"out": each.out, "in": each.into} for layer, each in outcome.ranks.items()}
+            changes = {"removed": dict(outcome.removed), "ranks": ranks}
+            return facts(arm, setting, seed, seconds=seconds, **changes, **measured(task, file, whole))
+
+        point = _kept(file.with_suffix(".json"), make)
+        points.append(point)
+        console.print(
+            f"{label}: test {100 * point['test']:.1f} % ({100 * original['test']:.1f}), parameters "
+            f"{1 / point['params_share']:.2f}×, MACs {1 / point['macs_share']:.2f}×, {point['seconds']} s",
+            markup=False,
+        )
+        report.write(points, folder)
+
+    for place in range(max(map(len, settings.points.values()))):
+        for arm, choices in settings.points.items():
+            if place < len(choices):
+                add(arm, choices[place], 0)
+    rests_on = report.for_the_headline(points)
+    for seed in range(1, settings.seeds):
+        for arm, setting in rests_on:
+            add(arm, setting, seed)
+    console.print(report.write(points, folder), markup=False)
+    console.print(f"written: {folder}")
+
+
+def _kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A result from the disk, or made and kept there."""
+    if not file.exists():
+        write_text(file, json.dumps(make(), indent=1) + "\n")
+    return json.loads(file.read_text())
+
+
+def _folder(name: str, settings: Settings) -> Path:
+    """Where the results of these settings are.
+
+    Raises:
+        InputError: when results of others are there.
+    """
+    folder = RESULTS / name
+    folder.mkdir(parents=True, exist_ok=True)
+    file, text = folder / "settings.json", json.dumps(asdict(settings), indent=1) + "\n"
+    if file.exists() and file.read_text() != text:
+        raise oc.InputError(f"{folder}: holds results of other settings; move or remove it")
+    write_text(file, text)
+    return folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", help="of networks: digits, googlenet, squeezenet, alexnet")
+    parser.add_argument("--model", type=Path, help="a network of yours to fine-tune instead")
+    parser.add_argument(
+        "--data", type=Path, help="a folder with one folder of images per class, or train/ and test/ of such"
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer points, less training, smaller images")
+    arguments = parser.parse_args()
+    names = arguments.names or [*tasks.NETWORKS, "digits"]
+    try:
+        if unknown := set(names) - {*tasks.NETWORKS, "digits"}:
+            raise oc.InputError(f"there is no network '{min(unknown)}'")
+        settings = QUICK if arguments.quick else FULL
+        given = tasks.given([n for n in names if n != "digits"], arguments.model, arguments.data)
+        for name, model, data in given:
+            folder = _folder(f"{name}-quick" if arguments.quick else name, settings)
+            console.print(f"{name}: results in {folder}")
+            task = tasks.fine_tuned(name, model, data, settings, folder, every_minute(name))
+            experiment(task, settings, folder)
+        if "digits" in names and arguments.model is None:
+            experiment(tasks.digits(), DIGITS, _folder("digits", DIGITS))
+    except oc.InputError as error:
+        parser.exit(2, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""The four ways to compress: each from a task and a setting to a smaller network, with the same training.
+
+Every network gets `Settings.steps` steps: by labels and after the uncompressed network, but for the rounds of
+iterative pruning, which go by labels alone. Only how it is compressed differs.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import onnx_ir as ir
+
+import onnxcompress as oc
+from benchmarks.paper.settings import Settings
+from benchmarks.paper.tasks import Progress, Task
+from onnxcompress.model import simplify
+from onnxcompress.plan import Ranks
+from onnxcompress.pruning.interleaved import prune_and_train
+
+
+@dataclass(frozen=True)
+class Run:
+    """One network of an arm that is to be made.
+
+    Attributes:
+        task: what is compressed.
+        settings: the experiment's size.
+        seed: of order, augmentation and drawn numbers.
+        folder: for checkpoints and statistics.
+        progress: called with (what is done, steps done, steps in all).
+    """
+
+    task: Task
+    settings: Settings
+    seed: int
+    folder: Path
+    progress: Progress
+
+    def recipe(self) -> oc.Recipe:
+        """How to train."""
+        return oc.Recipe(batch=self.settings.batch, rate=self.task.rate, seed=self.seed)
+
+    def says(self, what: str) -> Callable[[int, int], None]:
+        """A report of the progress of one part of the work."""
+        return partial(self.progress, what)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A compressed network.
+
+    Attributes:
+        model: after training.
+        removed: number of filters by layer.
+        ranks: by layer.
+    """
+
+    model: ir.Model
+    removed: Mapping[str, int] = field(default_factory=dict)
+    ranks: Mapping[str, Ranks] = field(default_factory=dict)
+
+
+def pruning(run: Run, setting: str) -> Outcome:
+    """Iterative Taylor pruning (Molchanov et al. 2017); the setting is the share of the filters that goes."""
+    model, removed = _pruned(run, float(setting))
+    return Outcome(_trained(run, model, run.settings.steps // 2), removed)
+
+
+def tucker(run: Run, setting: str) -> Outcome:
+    """Tucker-2 (Kim et al. 2015); the setting is a rank rule."""
+    result = oc.decompose(run.task.model, rank=setting, progress=run.progress)
+    return Outcome(_trained(run, result.model, run.settings.steps), {}, result.plan.decompose)
+
+
+def both(run: Run, setting: str) -> Outcome:
+    """Pruning, then Tucker-2 of what is left (Goyal et al. 2019); the setting has a share and a rank rule."""
+    share, rank = setting.split()
+    model, removed = _pruned(run, float(share))
+    result = oc.decompose(model, rank=rank, progress=run.progress)
+    return Outcome(_trained(run, result.model, run.settings.steps // 2), removed, result.plan.decompose)
+
+
+def ours(run: Run, setting: str) -> Outcome:
+    """Filters and ranks chosen under one budget, weights fitted without labels; the setting is a target."""
+    calibration = oc.Calibration(run.task.train, stats=run.folder / "statistics.npz")
+    result = oc.compress(run.task.model, target=setting, data=calibration, progress=run.progress)
+    removed = {name: len(filters) for name, filters in result.plan.prune.items()}
+    return Outcome(_trained(run, result.model, run.settings.steps), removed, result.plan.decompose)
+
+
+ARMS: dict[str, Callable[[Run, str], Outcome]] = {
+    "pruning": pruning,
+    "Tucker": tucker,
+    "both": both,
+    "ours, parameters": ours,
+    "ours, MACs": ours,
+}
+
+
+def _pruned(run: Run, share: float) -> tuple[ir.Model, dict[str, int]]:
+    """The network without a share of its filters, after half of the training."""
+    settings = run.settings
+    model, filters = prune_and_train(
+        simplify(run.task.model),
+        run.task.train,
+        ratio=share,
+        step=share / settings.rounds,
+        steps=settings.steps // 2 // settings.rounds,
+        labels=True,
+        limit=settings.scored,
+        recipe=run.recipe(),
+        progress=run.says("pruning in rounds"),
+    )
+    return model, {name: len(indices) for name, indices in filters.items()}
+
+
+def _trained(run: Run, model: ir.Model, steps: int) -> ir.Model:
+    """The network after the training that is left for it; best epoch by the validation part."""
+    task = run.task
+    found = oc.finetune(
+        model,
+        task.train,
+        teacher=task.model,
+        labels=True,
+        validation=task.validation,
+        steps=steps,
+        recipe=run.recipe(),
+        progress=run.says("training"),
+    )
+    return found.model

@@ -1,0 +1,70 @@
+"""How much is done: the operating points of every arm, and the training that each of them gets."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The experiment's size.
+
+    Attributes:
+        points: settings by arm; see `arms.ARMS`.
+        steps: of training that every network gets, whatever its arm.
+        rounds: of iterative pruning; they share half of the steps.
+        scored: images that a round's Taylor importance is computed on.
+        batch: samples in a step.
+        task_epochs: of fine-tuning to the task, before any compression.
+        side: of the images, in pixels; None: as the network has it.
+        seeds: at the points that the headline rests on; the others have one.
+    """
+
+    points: dict[str, tuple[str, ...]] = field(
+        default_factory=lambda: {
+            "pruning": ("0.3", "0.45", "0.6", "0.7", "0.8"),
+            "Tucker": ("vbmf:1.5", "vbmf:1", "vbmf:0.7", "vbmf:0.5", "vbmf:0.35"),
+            "both": ("0.3 vbmf:1", "0.45 vbmf:0.9", "0.6 vbmf:0.8", "0.7 vbmf:0.8", "0.8 vbmf:0.8"),
+            "ours, parameters": ("params=0.4", "params=0.25", "params=0.15", "params=0.1", "params=0.06"),
+            "ours, MACs": ("macs=0.5", "macs=0.33", "macs=0.22", "macs=0.15", "macs=0.1"),
+        }
+    )
+    steps: int = 600
+    rounds: int = 6
+    scored: int = 200
+    batch: int = 8
+    task_epochs: float = 6
+    side: int | None = None
+    seeds: int = 3
+
+
+FULL = Settings()
+
+QUICK = Settings(
+    points={
+        "pruning": ("0.4", "0.6", "0.75"),
+        "Tucker": ("vbmf:1", "vbmf:0.6", "vbmf:0.35"),
+        "both": ("0.4 vbmf:0.9", "0.6 vbmf:0.8", "0.75 vbmf:0.8"),
+        "ours, parameters": ("params=0.3", "params=0.15", "params=0.08"),
+        "ours, MACs": ("macs=0.4", "macs=0.2", "macs=0.1"),
+    },
+    steps=240,
+    rounds=4,
+    scored=96,
+    task_epochs=3,
+    side=128,
+    seeds=1,
+)
+
+DIGITS = Settings(
+    points={
+        "pruning": ("0.4", "0.6", "0.75"),
+        "Tucker": ("vbmf:1.5", "vbmf:0.7", "vbmf:0.35"),
+        "both": ("0.3 vbmf:1", "0.5 vbmf:1", "0.65 vbmf:1"),
+        "ours, parameters": ("params=0.2", "params=0.1", "params=0.05"),
+        "ours, MACs": ("macs=0.2", "macs=0.1", "macs=0.05"),
+    },
+    steps=160,
+    rounds=4,
+    scored=96,
+    batch=32,
+    seeds=1,
+)

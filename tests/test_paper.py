@@ -1,0 +1,95 @@
+"""The pure parts of the paper's experiment: splits and curves."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.paper.curves import Measured, averaged, compared, falling, headline_points, reach
+from benchmarks.paper.tasks import at_side, held_back
+from onnxcompress.data import Data
+from onnxcompress.errors import InputError
+from onnxcompress.runtime import run, session
+from onnxcompress.shapes import concrete_shapes
+from tests.onnx_text import network
+
+
+def points(*pairs):
+    return [Measured(f"{c:g}", c, a) for c, a in pairs]
+
+
+def test_a_reach_is_interpolated_in_the_logarithm():
+    found = reach(points((2, 0.9), (8, 0.7)), 0.9, 0.8)
+    assert found.compression == pytest.approx(4)
+    assert found.between == ("2", "8")
+    assert not found.beyond
+
+
+def test_an_arm_that_never_falls_below_gives_a_lower_bound():
+    found = reach(points((2, 0.95), (8, 0.9)), 0.9, 0.85)
+    assert (found.compression, found.beyond) == (pytest.approx(8), True)
+
+
+def test_an_arm_that_falls_at_once_stays_at_the_original():
+    assert reach(points((2, 0.5)), 0.9, 0.9).compression == pytest.approx(1)
+
+
+def test_one_lucky_point_is_not_the_reach():
+    found = reach(points((2, 0.8), (4, 0.7), (8, 0.81)), 0.9, 0.81)
+    assert found.compression < 2
+
+
+measured = st.lists(
+    st.tuples(st.floats(1.01, 100), st.floats(0, 1)), min_size=1, max_size=8, unique_by=lambda pair: pair[0]
+).map(lambda pairs: points(*sorted(pairs)))
+
+
+@given(measured, st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_reaches_fall_with_the_level_and_curves_with_compression(arm, original, one, other):
+    logs, accuracies = falling(arm, original)
+    assert np.all(np.diff(logs) >= 0)
+    assert np.all(np.diff(accuracies) <= 1e-12)
+    low, high = sorted((one, other))
+    assert reach(arm, original, low).compression >= reach(arm, original, high).compression - 1e-9
+
+
+def test_both_readings_of_a_higher_compression():
+    arms = {"a": points((2, 0.9), (4, 0.1)), "b": points((3, 0.9), (4, 0.1)), "c": points((6, 0.9), (8, 0.1))}
+    found = compared(arms, 0.9, ("a", "b"), 0.0)
+    assert found.gain == {"c": pytest.approx(1)}
+    assert found.fewer == {"c": pytest.approx(0.5)}
+    assert ("c", "6") in headline_points(arms, 0.9, 0.01)
+
+
+def test_seeds_are_averaged():
+    (low, high) = averaged([("y", 4, 0.5), ("x", 2, 0.6), ("y", 4, 0.7)])
+    assert (low.setting, low.seeds, low.spread) == ("x", 1, None)
+    assert (high.accuracy, high.seeds) == (pytest.approx(0.6), 2)
+    assert high.spread == pytest.approx(np.sqrt(0.02))
+
+
+def test_a_part_of_every_class_is_held_back():
+    labels = np.array([0, 1, 1, 0, 0, 1, 0, 1, 1])
+    data = Data("x", np.arange(9)[:, None].astype(np.float32), labels)
+    rest, back = held_back(data, 2)
+    assert sorted([*rest.samples[:, 0], *back.samples[:, 0]]) == list(range(9))
+    assert np.bincount(back.labels).tolist() == [2, 2]
+    with pytest.raises(InputError, match="folder of images per class"):
+        held_back(Data("x", data.samples, None), 2)
+
+
+def test_a_network_for_smaller_images():
+    random = np.random.default_rng(0)
+    text = """g (float[1,3,12,12] x) => (float[1,5] y) {
+        a = Conv<pads=[1,1,1,1], kernel_shape=[3,3]>(x, w)
+        b = AveragePool<kernel_shape=[12,12]>(a)
+        c = Flatten(b)
+        y = Gemm<transB=1>(c, v)
+    }"""
+    weights = {"w": random.standard_normal((4, 3, 3, 3)), "v": random.standard_normal((5, 4))}
+    model = network(text, {name: each.astype(np.float32) for name, each in weights.items()})
+    smaller = at_side(model, 8)
+    assert concrete_shapes(smaller)["a"] == (1, 4, 8, 8)
+    x = random.standard_normal((1, 3, 8, 8)).astype(np.float32)
+    large = np.tile(x, (1, 1, 2, 2))[:, :, :12, :12]
+    assert run(session(smaller), {"x": x})[0].shape == run(session(model), {"x": large})[0].shape == (1, 5)
