@@ -102,6 +102,15 @@ def test_a_metric_is_what_is_made_small(seed, filters, channels):
     )
 
 
+@SETTINGS
+@given(st.integers(0, 10**6), st.integers(2, 6), st.integers(2, 6))
+def test_outer_factors_are_orthonormal(seed, filters, channels):
+    weights, _, covariance = problem(seed, filters, channels, 4)
+    factors = fit_factors(weights, 1e4 * covariance, channels, Ranks(filters - 1, channels - 1))
+    assert np.allclose(factors.out.T @ factors.out, np.eye(filters - 1), atol=1e-9)
+    assert np.allclose(factors.into @ factors.into.T, np.eye(channels - 1), atol=1e-9)
+
+
 class _AnyLayer:
     name = "layer"
 

@@ -56,11 +56,11 @@ QUICK = Settings(
 
 DIGITS = Settings(
     points={
-        "pruning": ("0.4", "0.6", "0.75"),
-        "Tucker": ("vbmf:1.5", "vbmf:0.7", "vbmf:0.35"),
-        "both": ("0.3 vbmf:1", "0.5 vbmf:1", "0.65 vbmf:1"),
-        "ours, parameters": ("params=0.2", "params=0.1", "params=0.05"),
-        "ours, MACs": ("macs=0.2", "macs=0.1", "macs=0.05"),
+        "pruning": ("0.25", "0.4", "0.6"),
+        "Tucker": ("vbmf:2.5", "vbmf:1.5", "vbmf:0.7"),
+        "both": ("0.2 vbmf:2.5", "0.35 vbmf:2", "0.5 vbmf:1.5"),
+        "ours, parameters": ("params=0.1", "params=0.05", "params=0.03"),
+        "ours, MACs": ("macs=0.1", "macs=0.06", "macs=0.04"),
     },
     steps=160,
     rounds=4,

@@ -126,11 +126,27 @@ def fit_factors(
         into = input_basis(root @ weights, g, channels)[: ranks.into]
         core, inner = core_for(weights, g, into)
     if not point and ranks.out >= filters:
-        return Factors(None, core, into)
+        return _orthonormal(None, core, into)
     seen = root @ core
     basis = output_basis(seen, inner)[1][:, : ranks.out]
     out = scipy.linalg.solve_triangular(root, basis)
-    return Factors(out, basis.T @ seen, into)
+    return _orthonormal(out, basis.T @ seen, into)
+
+
+def _orthonormal(out: Array | None, core: Array, into: Array | None) -> Factors:
+    """The same product with orthonormal outer factors: the core has the size of the weights, as for training.
+
+    Fitted input factors take out the variance of what they read; they are small then and the core is large,
+    and a step of training that suits one of them is far too long for the other.
+    """
+    if into is not None:
+        q, r = np.linalg.qr(into.T)
+        into = q.T
+        core = np.einsum("mik,ji->mjk", core.reshape(len(core), len(r), -1), r).reshape(len(core), -1)
+    if out is not None:
+        out, r = np.linalg.qr(out)
+        core = r @ core
+    return Factors(out, core, into)
 
 
 def response_error(weights: Array, other: Array, covariance: NDArray) -> float:
