@@ -129,14 +129,15 @@ def _kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _folder(name: str, settings: Settings) -> Path:
-    """Where the results of these settings are.
+    """Where the results of these settings are; more points and seeds may be added to them.
 
     Raises:
         InputError: when results of others are there.
     """
     folder = RESULTS / name
     folder.mkdir(parents=True, exist_ok=True)
-    file, text = folder / "settings.json", json.dumps(asdict(settings), indent=1) + "\n"
+    training = {k: v for k, v in asdict(settings).items() if k not in ("points", "seeds")}
+    file, text = folder / "settings.json", json.dumps(training, indent=1) + "\n"
     if file.exists() and file.read_text() != text:
         raise oc.InputError(f"{folder}: holds results of other settings; move or remove it")
     write_text(file, text)

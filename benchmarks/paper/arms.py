@@ -83,7 +83,8 @@ def both(run: Run, setting: str) -> Outcome:
 
 def ours(run: Run, setting: str) -> Outcome:
     """Filters and ranks chosen under one budget, weights fitted without labels; the setting is a target."""
-    calibration = oc.Calibration(run.task.train, stats=run.folder / "statistics.npz")
+    statistics, limit = run.folder / "statistics.npz", run.settings.calibration
+    calibration = oc.Calibration(run.task.train, stats=statistics, limit=limit)
     result = oc.compress(run.task.model, target=setting, data=calibration, progress=run.progress)
     removed = {name: len(filters) for name, filters in result.plan.prune.items()}
     return Outcome(_trained(run, result.model, run.settings.steps), removed, result.plan.decompose)

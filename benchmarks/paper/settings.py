@@ -12,6 +12,7 @@ class Settings:
         steps: of training that every network gets, whatever its arm.
         rounds: of iterative pruning; they share half of the steps.
         scored: images that a round's Taylor importance is computed on.
+        calibration: images that filters and ranks are chosen and weights fitted on, where that is done.
         batch: samples in a step.
         task_epochs: of fine-tuning to the task, before any compression.
         side: of the images, in pixels; None: as the network has it.
@@ -30,6 +31,7 @@ class Settings:
     steps: int = 600
     rounds: int = 6
     scored: int = 200
+    calibration: int = 500
     batch: int = 8
     task_epochs: float = 6
     side: int | None = None
@@ -40,15 +42,16 @@ FULL = Settings()
 
 QUICK = Settings(
     points={
-        "pruning": ("0.4", "0.6", "0.75"),
-        "Tucker": ("vbmf:1", "vbmf:0.6", "vbmf:0.35"),
-        "both": ("0.4 vbmf:0.9", "0.6 vbmf:0.8", "0.75 vbmf:0.8"),
+        "pruning": ("0.2", "0.4", "0.6"),
+        "Tucker": ("vbmf:1.6", "vbmf:1", "vbmf:0.6"),
+        "both": ("0.2 vbmf:1.6", "0.4 vbmf:0.9", "0.6 vbmf:0.8"),
         "ours, parameters": ("params=0.3", "params=0.15", "params=0.08"),
-        "ours, MACs": ("macs=0.4", "macs=0.2", "macs=0.1"),
+        "ours, MACs": ("macs=0.4", "macs=0.25", "macs=0.15"),
     },
     steps=240,
     rounds=4,
     scored=96,
+    calibration=300,
     task_epochs=3,
     side=128,
     seeds=1,
