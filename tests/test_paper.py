@@ -1,13 +1,18 @@
 """The pure parts of the paper's experiment: splits and curves."""
 
+import csv
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.paper.__main__ import experiment
 from benchmarks.paper.curves import Measured, averaged, compared, falling, headline_points, reach
-from benchmarks.paper.tasks import at_side, held_back
-from onnxcompress.data import Data
+from benchmarks.paper.settings import Settings
+from benchmarks.paper.tasks import at_side, digits, held_back
+from onnxcompress.data import Data, pick
 from onnxcompress.errors import InputError
 from onnxcompress.runtime import run, session
 from onnxcompress.shapes import concrete_shapes
@@ -93,3 +98,28 @@ def test_a_network_for_smaller_images():
     x = random.standard_normal((1, 3, 8, 8)).astype(np.float32)
     large = np.tile(x, (1, 1, 2, 2))[:, :, :12, :12]
     assert run(session(smaller), {"x": x})[0].shape == run(session(model), {"x": large})[0].shape == (1, 5)
+
+
+def test_a_small_run_goes_on_where_it_was(tmp_path):
+    whole = digits()
+    train = pick(whole.train, np.arange(0, 1000, 8))
+    task = replace(whole, train=train, test=pick(whole.test, np.arange(64)), rate=1e-3)
+    settings = Settings(
+        points={"Tucker": ("vbmf:2",), "both": ("0.3 vbmf:2",), "ours, MACs": ("macs=0.5",)},
+        steps=4,
+        rounds=1,
+        scored=16,
+        calibration=60,
+        seeds=1,
+    )
+    experiment(task, settings, tmp_path)
+    made = {file: file.stat().st_mtime_ns for file in tmp_path.glob("networks/*")}
+    assert len(made) == 6
+    more = replace(settings, points={**settings.points, "pruning": ("0.3",)})
+    experiment(task, more, tmp_path)
+    assert {file: file.stat().st_mtime_ns for file in made} == made
+    with (tmp_path / "points.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["arm"] for row in rows] == ["", "Tucker", "both", "ours, MACs", "pruning"]
+    assert all(float(row["macs_share"]) < 1 for row in rows[1:])
+    assert "pruning" in (tmp_path / "headline.md").read_text()
