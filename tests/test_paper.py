@@ -103,7 +103,7 @@ def test_a_network_for_smaller_images():
 def test_a_small_run_goes_on_where_it_was(tmp_path):
     whole = digits()
     train = pick(whole.train, np.arange(0, 1000, 8))
-    task = replace(whole, train=train, test=pick(whole.test, np.arange(64)), rate=1e-3)
+    task = replace(whole, train=train, test=pick(whole.test, np.arange(64)))
     settings = Settings(
         points={"Tucker": ("vbmf:2",), "both": ("0.3 vbmf:2",), "ours, MACs": ("macs=0.5",)},
         steps=4,

@@ -38,8 +38,8 @@ class Run:
     progress: Progress
 
     def recipe(self) -> oc.Recipe:
-        """How to train."""
-        return oc.Recipe(batch=self.settings.batch, rate=self.task.rate, seed=self.seed)
+        """How to train; the rate is found on the first batches."""
+        return oc.Recipe(batch=self.settings.batch, seed=self.seed)
 
     def says(self, what: str) -> Callable[[int, int], None]:
         """A report of the progress of one part of the work."""

@@ -21,15 +21,15 @@ class Settings:
 
     points: dict[str, tuple[str, ...]] = field(
         default_factory=lambda: {
-            "pruning": ("0.3", "0.45", "0.6", "0.7", "0.8"),
-            "Tucker": ("vbmf:1.5", "vbmf:1", "vbmf:0.7", "vbmf:0.5", "vbmf:0.35"),
-            "both": ("0.3 vbmf:1", "0.45 vbmf:0.9", "0.6 vbmf:0.8", "0.7 vbmf:0.8", "0.8 vbmf:0.8"),
-            "ours, parameters": ("params=0.4", "params=0.25", "params=0.15", "params=0.1", "params=0.06"),
-            "ours, MACs": ("macs=0.5", "macs=0.33", "macs=0.22", "macs=0.15", "macs=0.1"),
+            "pruning": ("0.2", "0.35", "0.5", "0.65"),
+            "Tucker": ("vbmf:1.6", "vbmf:1.2", "vbmf:0.8", "vbmf:0.5"),
+            "both": ("0.15 vbmf:1.6", "0.3 vbmf:1.4", "0.45 vbmf:1.2", "0.6 vbmf:1"),
+            "ours, parameters": ("params=0.4", "params=0.25", "params=0.15", "params=0.08"),
+            "ours, MACs": ("macs=0.5", "macs=0.33", "macs=0.22", "macs=0.14"),
         }
     )
-    steps: int = 600
-    rounds: int = 6
+    steps: int = 400
+    rounds: int = 5
     scored: int = 200
     calibration: int = 500
     batch: int = 8

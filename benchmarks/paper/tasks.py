@@ -1,6 +1,5 @@
 """What is compressed: a network that was fine-tuned to a small task, and the task's images in three parts."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from benchmarks.paper.settings import Settings
 from models.digits_data import load_digits_parts
 from onnxcompress import preprocessing
 from onnxcompress.data import Data, open_data, pick
-from onnxcompress.model import refresh, write_text
+from onnxcompress.model import refresh
 from onnxcompress.shapes import concrete_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +39,6 @@ class Task:
         train: to train on and, without labels, to calibrate on.
         validation: to choose the best epoch by.
         test: for the figures that are reported, and nothing else.
-        rate: of learning, found while the network was fine-tuned; None: every run finds its own.
     """
 
     name: str
@@ -48,7 +46,6 @@ class Task:
     train: Data
     validation: Data
     test: Data
-    rate: float | None = None
 
 
 def digits() -> Task:
@@ -132,8 +129,8 @@ def fine_tuned(
         progress: called with (what is done, steps done, steps in all).
     """
     train, validation, test = parts_of(folder)
-    network, facts = kept / "task.onnx", kept / "task.json"
-    if not facts.exists():
+    network = kept / "task.onnx"
+    if not network.exists():
         assert train.labels is not None
         found = oc.finetune(
             model if settings.side is None else at_side(model, settings.side),
@@ -148,5 +145,4 @@ def fine_tuned(
             progress=lambda done, total: progress("fine-tuning to the task", done, total),
         )
         oc.save(found.model, network)
-        write_text(facts, json.dumps({"rate": found.rate, "epochs": settings.task_epochs}) + "\n")
-    return Task(name, oc.load(network), train, validation, test, json.loads(facts.read_text())["rate"])
+    return Task(name, oc.load(network), train, validation, test)
