@@ -160,11 +160,18 @@ def main() -> None:
         if unknown := set(names) - {*tasks.NETWORKS, "digits"}:
             raise oc.InputError(f"there is no network '{min(unknown)}'")
         settings = QUICK if arguments.quick else FULL
-        given = tasks.given([n for n in names if n != "digits"], arguments.model, arguments.data)
-        for name, model, data in given:
+        known = [name for name in names if name != "digits"]
+        for name in known if arguments.model is None else []:
+            if tasks.weights_of(name) is None:
+                console.print(
+                    f"left out: {name}: {tasks.SHARED / 'models' / tasks.NETWORKS[name]} is not there"
+                )
+        for name, model in tasks.given(known, arguments.model):
             folder = _folder(f"{name}-quick" if arguments.quick else name, settings)
             console.print(f"{name}: results in {folder}")
-            task = tasks.fine_tuned(name, model, data, settings, folder, every_minute(name))
+            task = tasks.fine_tuned(
+                name, model, arguments.data or tasks.FLOWERS, settings, folder, every_minute(name)
+            )
             experiment(task, settings, folder)
         if "digits" in names and arguments.model is None:
             experiment(tasks.digits(), DIGITS, _folder("digits", DIGITS))

@@ -55,15 +55,19 @@ def digits() -> Task:
     return Task("digits", model, parts["train"], parts["calibration"], parts["test"])
 
 
-def given(names: list[str], model: Path | None, data: Path | None) -> Iterator[tuple[str, ir.Model, Path]]:
-    """Networks to fine-tune, with the folder of their data: a user's, or the known ones that are there."""
-    folder = data or FLOWERS
+def weights_of(name: str) -> Path | None:
+    """The file with the weights of a known network, where it is there."""
+    return next((SHARED / "models" / NETWORKS[name]).glob("*.caffemodel"), None)
+
+
+def given(names: list[str], model: Path | None) -> Iterator[tuple[str, ir.Model]]:
+    """Networks to fine-tune: a user's, or the known ones that are there."""
     if model is not None:
-        yield model.stem, oc.load(model), folder
+        yield model.stem, oc.load(model)
         return
     for name in names:
-        for weights in (SHARED / "models" / NETWORKS[name]).glob("*.caffemodel"):
-            yield name, oc.import_caffe(weights.parent / "deploy.prototxt", weights), folder
+        if (weights := weights_of(name)) is not None:
+            yield name, oc.import_caffe(weights.parent / "deploy.prototxt", weights)
 
 
 def parts_of(folder: Path) -> tuple[Data, Data, Data]:
