@@ -20,10 +20,25 @@ class Ranks(NamedTuple):
     """Ranks of one layer's factors; a rank equal to the layer's own width leaves that side as it is.
 
     For k×k convolutions: Tucker-2 ranks. For 1×1 convolutions and Gemm: one rank, given twice.
+
+    Attributes:
+        out: filters of the core.
+        into: filters of the input factor.
+        axis: of the kernel (0: height, 1: width) that the input factor has instead of the core; None: none.
     """
 
     out: int
     into: int
+    axis: int | None = None
+
+    def __str__(self) -> str:
+        """As tables have them: ``41, 32``; ``41, 32 along axis 0``."""
+        return f"{self.out}, {self.into}" + ("" if self.axis is None else f" along axis {self.axis}")
+
+    def entries(self) -> dict[str, int]:
+        """As plans and reports have them: ``out``, ``in`` and, where there is one, ``axis``."""
+        found = {"out": self.out, "in": self.into}
+        return found if self.axis is None else found | {"axis": self.axis}
 
 
 @dataclass(frozen=True)
@@ -60,14 +75,15 @@ def to_yaml(plan: Plan) -> str:
         "format": FORMAT,
         "prune": plan.prune,
         "rewrite": plan.rewrite,
-        "decompose": {name: {"out": ranks.out, "in": ranks.into} for name, ranks in plan.decompose.items()},
+        "decompose": {name: ranks.entries() for name, ranks in plan.decompose.items()},
         "kept": plan.kept,
         "trained": plan.trained,
     }
     header = (
         "# prune: filters (of a Gemm: neurons) to remove, by layer, counted from 0\n"
         "# rewrite: LRN nodes to write as banded convolutions (exact, and several times as fast)\n"
-        "# decompose: Tucker-2 ranks by layer; 1×1 and Gemm layers have the same rank on both sides\n"
+        "# decompose: Tucker-2 ranks by layer; 1×1 and Gemm layers have the same rank on both sides;\n"
+        "#   axis: the one of the kernel that the input factor has instead of the core (k×1, then 1×k)\n"
         "# kept: layers left as they are, and why (not read back)\n"
         "# trained: how the weights were trained after a stage (not read back)\n"
     )
@@ -147,11 +163,14 @@ def _filters(value: Any, where: str) -> list[int]:
 def _ranks(value: Any, where: str) -> Ranks:
     if (
         not isinstance(value, dict)
-        or set(value) != {"out", "in"}
-        or not all(type(rank) is int and 1 <= rank < LARGEST for rank in value.values())
+        or not {"out", "in"} <= set(value) <= {"out", "in", "axis"}
+        or not all(type(value[side]) is int and 1 <= value[side] < LARGEST for side in ("out", "in"))
     ):
         raise InputError(f"{where}: expected two ranks of at least 1, as in {{out: 41, in: 32}}")
-    return Ranks(value["out"], value["in"])
+    axis = value.get("axis")
+    if axis is not None and not (type(axis) is int and 0 <= axis < LARGEST):
+        raise InputError(f"{where}: 'axis' must be one of the kernel, counted from 0")
+    return Ranks(value["out"], value["in"], axis)
 
 
 class _Loader(yaml.SafeLoader):
@@ -171,6 +190,6 @@ _Dumper.add_representer(
 _Dumper.add_representer(
     dict,
     lambda dumper, data: dumper.represent_mapping(
-        "tag:yaml.org,2002:map", data, flow_style=set(data) == {"out", "in"}
+        "tag:yaml.org,2002:map", data, flow_style={"out", "in"} <= set(data)
     ),
 )

@@ -108,9 +108,7 @@ def inspection_json(found: Inspection) -> dict[str, Any]:
         "layers": [
             asdict(layer.cost)
             | {
-                "vbmf_ranks": None
-                if layer.ranks is None
-                else {"out": layer.ranks.out, "in": layer.ranks.into},
+                "vbmf_ranks": None if layer.ranks is None else layer.ranks.entries(),
                 "tied": layer.tied,
                 "kept": layer.kept,
                 "milliseconds": layer.milliseconds,
@@ -131,7 +129,7 @@ def inspection_json(found: Inspection) -> dict[str, Any]:
 def _ranks(layer: InspectedLayer) -> str:
     assert layer.ranks is not None
     pointwise = len(layer.cost.weight_shape) < 3 or set(layer.cost.weight_shape[2:]) == {1}
-    return str(layer.ranks.out) if pointwise else f"{layer.ranks.out}, {layer.ranks.into}"
+    return str(layer.ranks.out) if pointwise else str(layer.ranks)
 
 
 def _filters(layer: InspectedLayer) -> str:
@@ -267,11 +265,7 @@ def layers_json(result: Compressed) -> list[dict[str, Any]]:
             "name": layer.name,
             "filters": layer.output_shape[-1 if layer.operator in ("Gemm", "MatMul") else 1],
             "filters_removed": len(result.plan.prune.get(layer.name, [])),
-            "ranks": (
-                {"out": decomposed[layer.name].out, "in": decomposed[layer.name].into}
-                if layer.name in decomposed
-                else None
-            ),
+            "ranks": decomposed[layer.name].entries() if layer.name in decomposed else None,
             "macs": layer.macs,
             "macs_after": after.get(layer.name, 0),
             "kept": result.plan.kept.get(layer.name),

@@ -29,8 +29,15 @@ def layers_of(model: ir.Model) -> list[FactorLayer]:
     return factor_layers(simplified, concrete_shapes(simplified))
 
 
-def full_ranks(layer: FactorLayer) -> Ranks:
-    return Ranks(*layer.sides) if layer.kind == "kxk" else Ranks(*(min(layer.sides),) * 2)
+def full_ranks(layer: FactorLayer, axis: int | None = None) -> Ranks:
+    if layer.kind != "kxk":
+        return Ranks(*(min(layer.sides),) * 2)
+    return Ranks(layer.sides[0], layer.unfolding(axis).columns, axis)
+
+
+def axes_of(readers: list[FactorLayer]) -> st.SearchStrategy[int | None]:
+    """Of the kernel, any that the input factor can have, or none."""
+    return st.sampled_from([None, *readers[0].axes])
 
 
 def assert_same_outputs(actual: ir.Model, expected: ir.Model) -> None:
@@ -102,10 +109,14 @@ def _integer(node: ir.Node, name: str, default: int) -> int:
 
 
 @SETTINGS
-@given(networks(("float32", "float32", "float16")))
-def test_full_ranks_are_the_original(model):
+@given(networks(("float32", "float32", "float16")), st.data())
+def test_full_ranks_are_the_original(model, data):
     note(str(model))
-    plan = Plan(decompose={layer.name: full_ranks(layer) for layer in layers_of(model) if not layer.obstacle})
+    ranks: dict[str, Ranks] = {}
+    for readers in sharing([layer for layer in layers_of(model) if not layer.obstacle]):
+        axis = data.draw(axes_of(readers))
+        ranks |= {layer.name: full_ranks(layer, axis) for layer in readers}
+    plan = Plan(decompose=ranks)
     assert_same_outputs(oc.apply(model, plan).model, model)
 
 
@@ -116,7 +127,8 @@ def test_any_ranks_are_the_original_with_the_weights_multiplied_out(model, data)
     ranks: dict[str, Ranks] = {}
     layers = [layer for layer in layers_of(model) if not layer.obstacle]
     for readers in sharing(layers):
-        chosen = Ranks(*(data.draw(st.integers(1, full)) for full in full_ranks(readers[0])))
+        full = full_ranks(readers[0], data.draw(axes_of(readers)))
+        chosen = Ranks(*(data.draw(st.integers(1, rank)) for rank in (full.out, full.into)), full.axis)
         if readers[0].kind != "kxk":
             chosen = Ranks(chosen.out, chosen.out)
         ranks |= {layer.name: chosen for layer in readers}

@@ -1,6 +1,7 @@
 """What is fitted to data, against brute-force least squares."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from onnxcompress.calibration.samples import Samples
 from onnxcompress.factoring.fitted import error_curve, fit_factors, regular, response_error
 from onnxcompress.factoring.layers import factor_layers
+from onnxcompress.factoring.unfolding import Unfolding
 from onnxcompress.model import simplify
 from onnxcompress.plan import Ranks
 from onnxcompress.planning.budget import GroupChoice, LayerChoice, Problem, decide
@@ -23,6 +25,9 @@ from onnxcompress.shapes import concrete_shapes
 from tests.onnx_text import network
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
+kernels = st.sampled_from([((), None), ((2, 2), None), ((3, 3), None), ((3, 2), 0), ((2, 3), 1)])
+"""And the axis that the input factor has; () for a product."""
+
 sizes = st.integers(2, 6)
 
 
@@ -37,11 +42,13 @@ def problem(seed: int, filters: int, channels: int, kernel: int, n: int = 400):
 
 
 @SETTINGS
-@given(st.integers(0, 10**6), sizes, sizes, st.sampled_from([1, 4, 9]))
+@given(st.integers(0, 10**6), sizes, sizes, kernels)
 def test_full_ranks_are_exact(seed, filters, channels, kernel):
-    weights, _, covariance = problem(seed, filters, channels, kernel)
-    full = Ranks(filters, channels) if kernel > 1 else Ranks(*[min(filters, channels)] * 2)
-    factors = fit_factors(weights, covariance, channels, full)
+    kernel, axis = kernel
+    weights, _, covariance = problem(seed, filters, channels, math.prod(kernel))
+    seen = Unfolding((channels, *kernel), axis)
+    full = Ranks(filters, seen.columns, axis) if kernel else Ranks(*[min(filters, channels)] * 2)
+    factors = fit_factors(weights, covariance, seen.inputs, full)
     np.testing.assert_allclose(factors.weights, weights, atol=1e-6 * np.abs(weights).max())
 
 
@@ -51,7 +58,7 @@ def test_a_1x1_layer_gets_the_best_response_of_its_rank(seed, filters, channels,
     """Eckart and Young: no matrix of that rank is nearer to the responses themselves."""
     weights, x, covariance = problem(seed, filters, channels, 1)
     rank = data.draw(st.integers(1, min(filters, channels)))
-    factors = fit_factors(weights, covariance, channels, Ranks(rank, rank))
+    factors = fit_factors(weights, covariance, (channels,), Ranks(rank, rank))
     y = (x - x.mean(axis=0)) @ weights.T
     best = np.sum(np.linalg.svd(y, compute_uv=False)[rank:] ** 2) / len(x)
     actual = np.sum((y - (x - x.mean(axis=0)) @ factors.weights.T) ** 2) / len(x)
@@ -63,7 +70,7 @@ def test_a_1x1_layer_gets_the_best_response_of_its_rank(seed, filters, channels,
 def test_the_core_is_the_least_squares_one(seed, filters, channels, data):
     weights, x, covariance = problem(seed, filters, channels, 4)
     into = data.draw(st.integers(1, channels - 1))
-    factors = fit_factors(weights, covariance, channels, Ranks(filters, into))
+    factors = fit_factors(weights, covariance, (channels, 2, 2), Ranks(filters, into))
     x = x - x.mean(axis=0)
     seen = np.einsum("qc,nck->nqk", factors.into, x.reshape(len(x), channels, 4)).reshape(len(x), -1)
     core = np.linalg.lstsq(seen, x @ weights.T, rcond=None)[0].T
@@ -71,16 +78,20 @@ def test_the_core_is_the_least_squares_one(seed, filters, channels, data):
 
 
 @SETTINGS
-@given(st.integers(0, 10**6), sizes, st.integers(2, 6), st.sampled_from([1, 4]))
-def test_curves_say_what_the_factors_lose_and_fall(seed, filters, channels, kernel):
-    weights, _, covariance = problem(seed, filters, channels, kernel)
-    curve = error_curve(weights, covariance, channels)
+@given(st.integers(0, 10**6), sizes, st.integers(2, 6), kernels, st.data())
+def test_curves_say_what_the_factors_lose_and_fall(seed, filters, channels, kernel, data):
+    kernel, axis = kernel
+    weights, _, covariance = problem(seed, filters, channels, math.prod(kernel))
+    seen = Unfolding((channels, *kernel), axis)
+    below = st.integers(1, seen.columns)
+    into = sorted(data.draw(st.sets(below, min_size=1)), reverse=True) if kernel else [channels]
+    curve = error_curve(weights, covariance, seen, into)
     assert (np.diff(curve.errors, axis=1) <= 1e-9 * curve.errors.max()).all()
     total = response_error(weights, 0 * weights, covariance)
     for row, into in enumerate(curve.into.tolist()):
-        for out in range(1, min(filters, into * kernel) + 1):
-            ranks = Ranks(out, into) if kernel > 1 else Ranks(min(out, channels), min(out, channels))
-            fitted = fit_factors(weights, covariance, channels, ranks)
+        for out in range(1, min(filters, into * seen.rest) + 1):
+            ranks = Ranks(out, into, axis) if kernel else Ranks(min(out, channels), min(out, channels))
+            fitted = fit_factors(weights, covariance, seen.inputs, ranks)
             real = response_error(weights, fitted.weights, regular(covariance))
             assert curve.errors[row, out] == pytest.approx(real, rel=1e-3, abs=1e-5 * total)
 
@@ -97,8 +108,8 @@ def test_a_metric_is_what_is_made_small(seed, filters, channels):
         return np.trace(metric @ rest @ regular(covariance) @ rest.T)
 
     ranks = Ranks(filters // 2, channels)
-    assert cost(fit_factors(weights, covariance, channels, ranks, metric)) <= 1.0001 * cost(
-        fit_factors(weights, covariance, channels, ranks)
+    assert cost(fit_factors(weights, covariance, (channels, 4), ranks, metric)) <= 1.0001 * cost(
+        fit_factors(weights, covariance, (channels, 4), ranks)
     )
 
 
@@ -106,7 +117,7 @@ def test_a_metric_is_what_is_made_small(seed, filters, channels):
 @given(st.integers(0, 10**6), st.integers(2, 6), st.integers(2, 6))
 def test_outer_factors_are_orthonormal(seed, filters, channels):
     weights, _, covariance = problem(seed, filters, channels, 4)
-    factors = fit_factors(weights, 1e4 * covariance, channels, Ranks(filters - 1, channels - 1))
+    factors = fit_factors(weights, 1e4 * covariance, (channels, 4), Ranks(filters - 1, channels - 1))
     assert np.allclose(factors.out.T @ factors.out, np.eye(filters - 1), atol=1e-9)
     assert np.allclose(factors.into @ factors.into.T, np.eye(channels - 1), atol=1e-9)
 
@@ -180,7 +191,7 @@ def test_errors_that_a_relu_hides_do_not_count():
     held = np.arange(4000) % 5 == 4
     error = {}
     for relu in (False, True):
-        weights, bias, _ = fit_group(x, y, given, held, 8, Ranks(3, 3), relu=relu)
+        weights, bias, _ = fit_group(x, y, given, held, (8,), Ranks(3, 3), relu=relu)
         error[relu] = np.sum((np.maximum(x @ weights.T + bias, 0) - np.maximum(y, 0)) ** 2)
     assert error[True] < 0.98 * error[False]
 
@@ -262,10 +273,13 @@ def small_problem(seed: int) -> Problem:
     random = np.random.default_rng(seed)
 
     def layer(filters: int, channels: int) -> LayerChoice:
-        out = np.array([filters, *random.integers(1, filters + 1, 5)])
-        into = np.array([channels, *random.integers(1, channels + 1, 5)])
+        out = [filters, *random.integers(1, filters + 1, 5).tolist()]
+        taken = np.array([1, *random.choice([1, 3], 5)])
+        into = [channels, *(int(random.integers(1, channels * each + 1)) for each in taken[1:])]
+        axis = [None if each == 1 else 0 for each in taken]
+        options = [Ranks(*each) for each in zip(out, into, axis, strict=True)]
         damage = np.array([0.0, *np.sort(random.random(5))])
-        return LayerChoice(filters, channels, 1, 9, 50, 50, 50, out, into, damage, False)
+        return LayerChoice(filters, channels, 1, 9, np.full(6, 50), 50, 50, options, taken, damage, False)
 
     damage = np.concatenate([[0.0], np.cumsum(random.random(5) * np.arange(5))])
     return Problem({"a": layer(6, 3), "b": layer(5, 6)}, [GroupChoice(damage, {"a": 1.0}, {"b": 1.0})])

@@ -96,7 +96,7 @@ def experiment(task: tasks.Task, settings: Settings, folder: Path) -> None:
             outcome = arms.ARMS[arm](arms.Run(task, settings, seed, folder, every_minute(label)), setting)
             oc.save(outcome.model, file)
             seconds = round(time.monotonic() - began)
-            ranks = {layer: {"out": each.out, "in": each.into} for layer, each in outcome.ranks.items()}
+            ranks = {layer: each.entries() for layer, each in outcome.ranks.items()}
             changes = {"removed": dict(outcome.removed), "ranks": ranks}
             return facts(arm, setting, seed, seconds=seconds, **changes, **measured(task, file, whole))
 

@@ -4,7 +4,7 @@ The error of weights Ŵ in place of W is E‖(W − Ŵ)(x − E x)‖² = tr((W 
 of the patches x that the layer reads; the bias takes up the mean. Of the data only G needs to be known.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
+from onnxcompress.factoring.unfolding import Unfolding
 from onnxcompress.plan import Ranks
 
 Array = NDArray[np.float64]
@@ -25,10 +26,13 @@ class Factors:
     """A chain that stands for weights W of shape (M, C · kernel): W ≈ out · core · (into ⊗ 1).
 
     Attributes:
+        seen: how the inputs are shared between input factor and core.
         out: (M, out rank); None at full rank.
-        core: (out rank, in rank · kernel).
-        into: (in rank, C); None at full rank.
+        core: (out rank, in rank · rest).
+        into: (in rank, columns); None at full rank.
     """
+
+    seen: Unfolding
 
     out: Array | None
     core: Array
@@ -42,7 +46,10 @@ class Factors:
             rank = len(self.into)
             core = np.tensordot(core.reshape(len(core), rank, -1), self.into, axes=(1, 0)).transpose(0, 2, 1)
             core = core.reshape(len(core), -1)
-        return core if self.out is None else self.out @ core
+        product = core if self.out is None else self.out @ core
+        weights = np.empty_like(product)
+        weights[:, self.seen.order] = product
+        return weights
 
 
 def regular(covariance: NDArray) -> Array:
@@ -107,33 +114,46 @@ def output_basis(weights: Array, g: Array) -> tuple[Array, Array]:
 
 
 def fit_factors(
-    weights: Array, covariance: NDArray, channels: int, ranks: Ranks, metric: Array | None = None
+    weights: Array,
+    covariance: NDArray,
+    inputs: tuple[int, ...],
+    ranks: Ranks,
+    metric: Array | None = None,
 ) -> Factors:
     """Factors of one group's weights at given ranks.
 
     Args:
         weights: (M, C · kernel).
         covariance: of the patches, (C · kernel,) * 2.
-        channels: C.
+        inputs: (C, *kernel).
         ranks: for a kernel of one element, the same rank twice.
         metric: S, (M, M), positive definite: what an error δ of the response costs is δᵀ S δ; None for ‖δ‖².
     """
-    g, filters = regular(covariance), len(weights)
+    seen, filters = Unfolding(inputs, ranks.axis), len(weights)
+    weights, g = _unfolded(weights, covariance, seen)
     root = np.eye(filters) if metric is None else np.linalg.cholesky(metric).T
-    point = weights.shape[1] == channels
+    point = seen.rest == 1
     into, core, inner = None, weights, g
-    if ranks.into < channels and not point:
-        into = input_basis(root @ weights, g, channels)[: ranks.into]
+    if ranks.axis is not None:
+        into = np.eye(seen.columns)
+    if ranks.into < seen.columns and not point:
+        into = input_basis(root @ weights, g, seen.columns)[: ranks.into]
         core, inner = core_for(weights, g, into)
     if not point and ranks.out >= filters:
-        return _orthonormal(None, core, into)
-    seen = root @ core
-    basis = output_basis(seen, inner)[1][:, : ranks.out]
+        return _orthonormal(seen, None, core, into)
+    response = root @ core
+    basis = output_basis(response, inner)[1][:, : ranks.out]
     out = scipy.linalg.solve_triangular(root, basis)
-    return _orthonormal(out, basis.T @ seen, into)
+    return _orthonormal(seen, out, basis.T @ response, into)
 
 
-def _orthonormal(out: Array | None, core: Array, into: Array | None) -> Factors:
+def _unfolded(weights: Array, covariance: NDArray, seen: Unfolding) -> tuple[Array, Array]:
+    """Weights and the regular covariance with their inputs in the order of (columns, rest)."""
+    order = seen.order
+    return weights[:, order], regular(covariance)[np.ix_(order, order)]
+
+
+def _orthonormal(seen: Unfolding, out: Array | None, core: Array, into: Array | None) -> Factors:
     """The same product with orthonormal outer factors: the core has the size of the weights, as for training.
 
     Fitted input factors take out the variance of what they read; they are small then and the core is large,
@@ -146,7 +166,7 @@ def _orthonormal(out: Array | None, core: Array, into: Array | None) -> Factors:
     if out is not None:
         out, r = np.linalg.qr(out)
         core = r @ core
-    return Factors(out, core, into)
+    return Factors(seen, out, core, into)
 
 
 def response_error(weights: Array, other: Array, covariance: NDArray) -> float:
@@ -160,7 +180,7 @@ class ErrorCurve:
     """What is lost of the variance of a layer's response at pairs of ranks.
 
     Attributes:
-        into: input ranks, descending, the first is full, (n,).
+        into: input ranks, descending, (n,).
         errors: at each of these and output rank 0 … M, (n, M + 1). Not increasing along the second axis.
     """
 
@@ -168,19 +188,26 @@ class ErrorCurve:
     errors: Array
 
 
-def error_curve(weights: Array, covariance: NDArray, channels: int, steps: int = 8) -> ErrorCurve:
-    """Errors of the best factors at all output ranks and some input ranks; of 1×1 kernels at the full one."""
-    g = regular(covariance)
+def error_curve(weights: Array, covariance: NDArray, seen: Unfolding, into: Sequence[int]) -> ErrorCurve:
+    """Errors of the best factors at these input ranks, descending, and all output ranks.
+
+    Input factors are nested: with the covariance of what the core reads at the highest rank, L Lᵀ, and the
+    products C of that with the response, the variance that the core explains at a lower rank is that of the
+    leading columns of C L⁻ᵀ. One triangular solution serves all.
+    """
+    weights, g = _unfolded(weights, covariance, seen)
     total = float(np.sum((weights @ g) * weights))
-    inputs = [channels]
-    if weights.shape[1] > channels:
-        inputs += sorted(
-            {math.ceil(channels * (step + 1) / steps) for step in range(steps - 1)} - {channels}
-        )[::-1]
-        basis = input_basis(weights, g, channels)
-    errors = []
-    for rank in inputs:
-        core, inner = (weights, g) if rank == channels else core_for(weights, g, basis[:rank])
-        kept = np.concatenate([[0.0], np.cumsum(output_basis(core, inner)[0])])
-        errors.append(np.maximum(total - kept, 0))
-    return ErrorCurve(np.array(inputs), np.array(errors))
+    whole = seen.axis is None and seen.columns in into
+    explained = {seen.columns: weights @ g @ weights.T} if whole else {}
+    below = [rank for rank in into if rank not in explained]
+    if below:
+        core, inner = core_for(weights, g, input_basis(weights, g, seen.columns)[: max(below)])
+        parts = core @ np.linalg.cholesky(inner)
+        sums, done = np.zeros((len(weights),) * 2), 0
+        for rank in sorted(below):
+            new = parts[:, done * seen.rest : rank * seen.rest]
+            sums, done = sums + new @ new.T, rank
+            explained[rank] = sums
+    kept = [np.maximum(np.linalg.eigvalsh(explained[rank])[::-1], 0) for rank in into]
+    errors = [np.maximum(total - np.cumsum([0.0, *each]), 0) for each in kept]
+    return ErrorCurve(np.array(into), np.array(errors))

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcompress.factoring.unfolding import Unfolding
 from onnxcompress.model import weights_of
 from onnxcompress.plan import Ranks
 
@@ -30,6 +31,8 @@ class FactorLayer:
         groups: 1 for Gemm and MatMul.
         input_size, output_size: positions (batch × height × width) of the input and of the output; for
             Gemm and MatMul, both are the number of vectors that the matrix is applied to.
+        between: positions of what a convolution gives that has one axis of the kernel, by axis; empty where
+            the kernel cannot be shared between two of them.
     """
 
     node: ir.Node
@@ -41,6 +44,7 @@ class FactorLayer:
     groups: int = 1
     input_size: int = 0
     output_size: int = 0
+    between: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -80,15 +84,36 @@ class FactorLayer:
         """Of the layer as it is."""
         return self.size * math.prod(self.shape)
 
+    def unfolding(self, axis: int | None = None) -> Unfolding:
+        """Of the weights, an axis of the kernel going to the input factor where one is given."""
+        return Unfolding(self.shape[1:], axis)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Of the kernel, those that an input factor can have while something is left for the core."""
+        kernel = self.shape[2:]
+        wide = [axis for axis, size in enumerate(kernel) if size > 1]
+        return tuple(wide) if self.between and len(wide) > 1 else ()
+
     def chain_macs(self, ranks: Ranks) -> int:
-        """Of the chain at these ranks; a side at full rank has no convolution of its own."""
-        (out, into), kernel = self.sides, math.prod(self.shape[2:])
+        """Of the chain at these ranks; a side that is left as it is has no convolution of its own."""
+        at_input = self.input_size if ranks.axis is None else self.between[ranks.axis]
+        return self._chain(ranks, at_input, self.size, self.output_size)
+
+    def chain_params(self, ranks: Ranks) -> int:
+        """Weights of the chain at these ranks."""
+        return self._chain(ranks, 1, 1, 1)
+
+    def _chain(self, ranks: Ranks, at_input: int, at_core: int, at_output: int) -> int:
+        """Weights of the chain's parts, each counted so many times."""
+        out, into = self.sides
         if self.kind != "kxk":
-            return self.groups * ranks.out * (self.size * (into + out))
-        macs = self.size * ranks.into * ranks.out * kernel
-        macs += self.input_size * into * ranks.into if ranks.into < into else 0
-        macs += self.output_size * out * ranks.out if ranks.out < out else 0
-        return self.groups * macs
+            return self.groups * ranks.out * at_core * (into + out)
+        seen = self.unfolding(ranks.axis)
+        found = ranks.into * ranks.out * seen.rest * at_core
+        found += seen.columns * ranks.into * at_input if ranks.into < into or ranks.axis is not None else 0
+        found += out * ranks.out * at_output if ranks.out < out else 0
+        return self.groups * found
 
     @property
     def bias(self) -> NDArray[np.float64] | None:
@@ -98,16 +123,6 @@ class FactorLayer:
         if stored is None:
             return None
         return np.broadcast_to(np.asarray(stored, np.float64).ravel(), self.shape[:1]).copy()
-
-    def chain_params(self, ranks: Ranks) -> int:
-        """Weights of the chain at these ranks."""
-        (out, into), kernel = self.sides, math.prod(self.shape[2:])
-        if self.kind != "kxk":
-            return self.groups * ranks.out * (into + out)
-        params = ranks.into * ranks.out * kernel
-        params += into * ranks.into if ranks.into < into else 0
-        params += out * ranks.out if ranks.out < out else 0
-        return self.groups * params
 
 
 def set_weights(layer: FactorLayer, weight: NDArray, bias: NDArray | None) -> None:
@@ -191,10 +206,13 @@ def _examine(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> FactorLayer |
         groups, mirrored = 1, transposed != bool(constant)
         sizes = (math.prod(out) // stored[0 if not mirrored else 1],) * 2
     shape = (stored[1] * groups, stored[0] // groups, *stored[2:]) if mirrored else stored
+    between: tuple[int, ...] = ()
+    if node.op_type == "Conv":
+        between = tuple(sizes[0] // size * given for size, given in zip(into[2:], out[2:], strict=True))
     obstacle = ""
     if groups > 1 and shape[1] == 1:
         kind, obstacle = "depthwise", "a depthwise convolution mixes no channels"
-    return FactorLayer(node, kind, obstacle, constant, mirrored, shape, groups, *sizes)
+    return FactorLayer(node, kind, obstacle, constant, mirrored, shape, groups, *sizes, between)
 
 
 def _stranger(readers: list[FactorLayer]) -> str:

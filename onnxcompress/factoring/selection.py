@@ -109,13 +109,14 @@ def _decision(
     )
     if after < before:
         return ranks
-    return f"the chain at ranks {ranks.out}, {ranks.into} would need {after / before:.2f} times the MACs"
+    return f"the chain at ranks {ranks} would need {after / before:.2f} times the MACs"
 
 
 def _rounded(ranks: Ranks, layer: FactorLayer, round_to: int) -> Ranks:
     limits = layer.sides if layer.kind == "kxk" else (min(layer.sides),) * 2
     out, into = (
-        min(ceil(each / round_to) * round_to, limit) for each, limit in zip(ranks, limits, strict=True)
+        min(ceil(each / round_to) * round_to, limit)
+        for each, limit in zip((ranks.out, ranks.into), limits, strict=True)
     )
     # Neither unfolding of the core can have a higher rank than its other dimensions allow.
     kernel = math.prod(layer.shape[2:])

@@ -10,6 +10,8 @@ then sought for which the cost meets the budget. Pruning alone and factoring alo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,9 +38,11 @@ class LayerChoice:
         filters, channels: M and C, each per group of the convolution.
         groups: of the convolution.
         kernel: elements of its kernel; 1 for a product.
-        at_input, at_core, at_output: cost of a multiplication by one weight of the part that reads the input
-            (positions there, for MACs; 1 for parameters), of the core, and of the part that gives the output.
-        out, into: ranks on offer, per group, (n,); the first entry is the layer as it is.
+        at_input: cost of a multiplication by one weight of the part that reads the input (positions there,
+            for MACs; 1 for parameters), (n,).
+        at_core, at_output: of the core's, and of the part's that gives the output.
+        options: ranks on offer, per group, n of them; the first entry is the layer as it is.
+        taken: elements of the kernel that the input factor has, (n,).
         damage: of these, (n,).
         point: whether one rank makes two parts instead of three.
     """
@@ -47,22 +51,40 @@ class LayerChoice:
     channels: int
     groups: int
     kernel: int
-    at_input: int
+    at_input: Ints
     at_core: int
     at_output: int
-    out: Ints
-    into: Ints
+    options: Sequence[Ranks]
+    taken: Ints
     damage: Array
     point: bool
 
+    @cached_property
+    def out(self) -> Ints:
+        """Output ranks on offer, (n,)."""
+        return np.array([ranks.out for ranks in self.options])
+
+    @cached_property
+    def into(self) -> Ints:
+        """Input ranks on offer, (n,)."""
+        return np.array([ranks.into for ranks in self.options])
+
+    @cached_property
+    def shared(self) -> NDArray[np.bool_]:
+        """Whether the input factor has an axis of the kernel, (n,)."""
+        return np.array([ranks.axis is not None for ranks in self.options])
+
     def cost(self, index: int | slice, filters: Array | float, channels: Array | float) -> Array:
         """Of a choice (or all) when so many filters and channels per group are left."""
-        out, into = self.out[index], self.into[index]
+        out, taken = self.out[index], self.taken[index]
         if self.point:
-            chain = out * (channels * self.at_core + filters * self.at_output)
+            chain: NDArray[Any] = np.asarray(out * (channels * self.at_core + filters * self.at_output))
         else:
-            chain = np.minimum(out, filters) * np.minimum(into, channels) * self.kernel * self.at_core
-            chain = chain + np.where(into < channels, channels * into * self.at_input, 0)
+            columns = np.asarray(channels * taken, np.float64)
+            into = np.minimum(columns, self.into[index])
+            chain = into * np.minimum(out, filters) * (self.kernel // taken) * self.at_core
+            read = (into < columns) | self.shared[index]
+            chain = chain + np.where(read, columns * into * self.at_input[index], 0)
             chain = chain + np.where(out < filters, filters * out * self.at_output, 0)
         whole = filters * channels * self.kernel * self.at_core
         first = np.arange(len(self.out))[index] == 0
@@ -221,9 +243,10 @@ def ranks_of(problem: Problem, decision: Decision, name: str) -> Ranks | None:
     layer, index = problem.layers[name], decision.picked[name]
     state = _State(problem, decision)
     filters, channels = (round(width[name]) for width in (state.filters, state.channels))
-    out, into = min(int(layer.out[index]), filters), min(int(layer.into[index]), channels)
+    ranks, taken = layer.options[index], int(layer.taken[index])
+    out, into, rest = min(ranks.out, filters), min(ranks.into, channels * taken), layer.kernel // taken
     if index == 0 or (out >= min(filters, channels) if layer.point else (out, into) == (filters, channels)):
         return None
     if layer.point:
         return Ranks(out, out)
-    return Ranks(min(out, into * layer.kernel), min(into, out * layer.kernel))
+    return Ranks(min(out, into * rest), min(into, out * rest), ranks.axis)

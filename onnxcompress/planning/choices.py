@@ -1,5 +1,6 @@
 """What can be done to a network, with the cost and the estimated damage of each choice."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,11 +10,17 @@ from onnxcompress.calibration.statistics import Moments
 from onnxcompress.factoring.fitted import error_curve
 from onnxcompress.factoring.layers import FactorLayer
 from onnxcompress.factoring.selection import FEW_CHANNELS
-from onnxcompress.plan import Plan, matches
+from onnxcompress.plan import Plan, Ranks, matches
 from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, ranks_of
 from onnxcompress.pruning.channels import ChannelGraph, Group
-from onnxcompress.pruning.elimination import Elimination, eliminate, readers
+from onnxcompress.pruning.elimination import Elimination, Reader, eliminate
 from onnxcompress.pruning.surgery import filters_of
+
+STEPS = 8
+"""Input ranks that a layer is offered, for each way to share its kernel."""
+
+Options = Sequence[tuple[Ranks, float]]
+"""Ranks that a layer can have, with the variance of its response that is lost."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,8 @@ def choices(
     graph: ChannelGraph,
     groups: Sequence[Group],
     layers: Sequence[FactorLayer],
-    moments: Mapping[str, Moments],
+    options: Mapping[str, Options],
+    reading: Sequence[Reader],
     sensitivity: Mapping[str, float],
     *,
     params: bool,
@@ -55,7 +63,8 @@ def choices(
         graph: its channels, settled.
         groups: of them, those that may lose some.
         layers: of the network.
-        moments: of what each layer reads, by layer.
+        options: of each layer whose responses are known (see `possible`), by layer.
+        reading: what reads the channels (see `elimination.readers`).
         sensitivity: damage to the output for each unit of a response's variance that is lost, by layer.
         params: whether the cost is the number of weights instead of MACs.
         fixed: cost of all that is not among the layers.
@@ -63,10 +72,14 @@ def choices(
     """
     known = {layer.name: layer for layer in layers if layer.shape}
     offered = {
-        name: _layer_choice(layer, moments, sensitivity, params, matches(name, skip))
+        name: _layer_choice(
+            layer,
+            [] if matches(name, skip) else options.get(name, []),
+            sensitivity.get(name, np.inf),
+            params,
+        )
         for name, layer in known.items()
     }
-    reading = readers(graph, layers, moments, sensitivity)
     entries = [(entry.node.name, entry) for entry in graph.parameters]
     found, eliminations = [], []
     for group in groups:
@@ -98,40 +111,67 @@ def choices(
 
 
 def _layer_choice(
-    layer: FactorLayer,
-    moments: Mapping[str, Moments],
-    sensitivity: Mapping[str, float],
-    params: bool,
-    skipped: bool,
+    layer: FactorLayer, possibilities: Options, sensitivity: float, params: bool
 ) -> LayerChoice:
     filters, channels = layer.sides
     kernel = layer.width // channels
-    options = [(filters, channels, 0.0)]
-    if not layer.obstacle and not skipped and layer.name in moments:
-        options += _ranks(layer, moments[layer.name], sensitivity.get(layer.name, np.inf))
-    out, into, damage = (np.array(each) for each in zip(*options, strict=True))
-    at = (1, 1, 1) if params else (layer.input_size, layer.size, layer.output_size)
-    return LayerChoice(filters, channels, layer.groups, kernel, *at, out, into, damage, kernel == 1)
+    options = [Ranks(filters, channels), *(ranks for ranks, _ in possibilities)]
+    damages = [0.0, *(sensitivity * error for _, error in possibilities)]
+    taken = [1 if ranks.axis is None else layer.shape[2 + ranks.axis] for ranks in options]
+    between = [layer.input_size if ranks.axis is None else layer.between[ranks.axis] for ranks in options]
+    return LayerChoice(
+        filters,
+        channels,
+        layer.groups,
+        kernel,
+        np.ones(len(options), np.int64) if params else np.array(between),
+        1 if params else layer.size,
+        1 if params else layer.output_size,
+        options,
+        np.array(taken),
+        np.array(damages),
+        kernel == 1,
+    )
 
 
-def _ranks(layer: FactorLayer, moments: Moments, sensitivity: float) -> list[tuple[int, int, float]]:
-    """Pairs of ranks with less cost than the layer, and their damage; groups of a convolution share them."""
+def possible(layer: FactorLayer, moments: Moments) -> Options:
+    """Ranks at which a layer costs less, with the variance of its response that is lost.
+
+    Groups of a convolution share their ranks.
+    """
+    if layer.obstacle:
+        return []
     filters, channels = layer.sides
     weights = layer.weight.reshape(layer.groups, filters, -1)
-    curves = [
-        error_curve(w, covariance, channels)
-        for w, covariance in zip(weights, moments.covariance, strict=True)
-    ]
-    errors = np.sum([curve.errors for curve in curves], axis=0)
-    kernel = layer.width // channels
     found = []
-    for row, into in enumerate(curves[0].into.tolist()):
-        if channels <= FEW_CHANNELS and into < channels:
+    for axis in (None, *layer.axes):
+        seen = layer.unfolding(axis)
+        into = input_ranks(layer, axis)
+        if not into:
             continue
-        for out in range(1, min(filters, into * kernel) + 1):
-            if kernel == 1 and (out >= min(filters, channels) or into < channels):
-                continue
-            if (out, into) == (filters, channels):
-                continue
-            found.append((out, out if kernel == 1 else into, sensitivity * float(errors[row, out])))
+        errors = sum(
+            error_curve(w, covariance, seen, into).errors
+            for w, covariance in zip(weights, moments.covariance, strict=True)
+        )
+        for rank, row in zip(into, np.asarray(errors), strict=True):
+            if seen.rest == 1:
+                found += [(Ranks(out, out), float(row[out])) for out in range(1, min(filters, channels))]
+            else:
+                most = min(filters, rank * seen.rest)
+                every = (Ranks(out, rank, axis) for out in range(1, most + 1))
+                found += [
+                    (ranks, float(row[ranks.out])) for ranks in every if layer.chain_macs(ranks) < layer.macs
+                ]
     return found
+
+
+def input_ranks(layer: FactorLayer, axis: int | None) -> list[int]:
+    """Some input ranks, descending: up to the highest at which the chain with all filters costs less."""
+    filters, channels = layer.sides
+    seen = layer.unfolding(axis)
+    whole = [channels] if axis is None else []
+    if seen.rest == 1 or (axis is None and channels <= FEW_CHANNELS):
+        return whole
+    each = layer.chain_macs(Ranks(filters, 1, axis))
+    most = min(seen.columns - (axis is None), (layer.macs - 1) // each)
+    return whole + sorted({math.ceil(most * step / STEPS) for step in range(1, STEPS + 1)} - {0})[::-1]

@@ -1,18 +1,17 @@
 """The plan for a budget: chosen by measured sensitivities, measured choice by choice, and corrected."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.fitted import error_curve
 from onnxcompress.factoring.layers import FactorLayer, factor_layers
 from onnxcompress.measure.cost import cost
 from onnxcompress.plan import Plan, Ranks
 from onnxcompress.planning.budget import Decision, decide, ranks_of
-from onnxcompress.planning.choices import Choices, choices
+from onnxcompress.planning.choices import Choices, Options, choices, possible
 from onnxcompress.planning.survey import Change, Survey, changed, factored, measured_damage
 from onnxcompress.pruning.elimination import readers, repaired
 from onnxcompress.pruning.lrn import rewrite_lrn
@@ -101,21 +100,23 @@ class Planner:
         self.survey, self.kind, self.progress = survey, kind, progress
         self.rewrite = list(rewrite)
         self.total = self._measure(survey.network)
-        self.sensitivity = sensitivity = self._sensitivity()
         layers = survey.layers
+        options = self._options()
+        self.sensitivity = sensitivity = self._sensitivity(options)
+        self.readers = readers(survey.graph, layers, survey.moments, sensitivity)
         groups = survey.graph.groups if is_convolutional(survey.network, survey.graph) else []
         own = sum(self._cost(layer) for layer in layers if layer.shape)
         self.choices = choices(
             survey.graph,
             [group for group in groups if not skipped(group, tuple(skip))],
             layers,
-            survey.moments,
+            options,
+            self.readers,
             sensitivity,
             params=kind == "params",
             fixed=self.total - own,
             skip=skip,
         )
-        self.readers = readers(survey.graph, layers, survey.moments, sensitivity)
 
     def plan(self, share: float) -> Planned:
         """The best plan found that keeps at most this share of the cost."""
@@ -162,30 +163,36 @@ class Planner:
             return layer.macs if ranks is None else layer.chain_macs(ranks)
         return int(np.prod(layer.shape)) if ranks is None else layer.chain_params(ranks)
 
-    def _sensitivity(self) -> dict[str, float]:
+    def _options(self) -> dict[str, Options]:
+        """What each layer whose responses are known can become."""
+        report = self._advance("looking at ranks")
+        known = [layer for layer in self.survey.layers if layer.name in self.survey.moments]
+        found: dict[str, Options] = {}
+        for layer in known:
+            found[layer.name] = possible(layer, self.survey.moments[layer.name])
+            if report is not None:
+                report(len(found), len(known))
+        return found
+
+    def _sensitivity(self, options: Mapping[str, Options]) -> dict[str, float]:
         """Damage for each unit of variance that a layer's response loses when half its cost goes."""
         cases: dict[str, list[Change]] = {}
         lost: dict[str, float] = {}
         for layer in self.survey.layers:
-            if layer.name in self.survey.moments:
-                ranks = self._half(layer)
+            if layer.name in options:
+                ranks = self._half(layer, options[layer.name])
                 change, lost[layer.name] = factored(layer, self.survey.moments[layer.name], ranks)
                 cases[layer.name] = [change]
         damage = measured_damage(self.survey, cases, self._advance("measuring sensitivities"))
         return {name: damage[name] / lost[name] if lost[name] > 0 else 0.0 for name in cases}
 
-    def _half(self, layer: FactorLayer) -> Ranks:
+    def _half(self, layer: FactorLayer, options: Options) -> Ranks:
         """Ranks at which a layer keeps about half its cost and loses least."""
-        moments = self.survey.moments[layer.name]
-        weights = layer.weight.reshape(layer.groups, layer.sides[0], -1)
-        curve = error_curve(weights[0], moments.covariance[0], layer.sides[1])
-        options = []
-        for row, into in enumerate(curve.into.tolist()):
-            for out in range(1, layer.sides[0] + 1):
-                ranks = Ranks(out, into) if layer.kind == "kxk" else Ranks(out, out)
-                if self._cost(layer, ranks) <= self._cost(layer) / 2:
-                    options.append((curve.errors[row, out], ranks))
-        return min(options)[1] if options else Ranks(1, layer.sides[1] if layer.kind == "kxk" else 1)
+        most = self._cost(layer) / 2
+        halved = [option for option in options if self._cost(layer, option[0]) <= most]
+        if not halved:
+            return Ranks(1, layer.sides[1] if layer.kind == "kxk" else 1)
+        return min(halved, key=lambda option: option[1])[0]
 
     def _correct(self, decision: Decision, what: str) -> None:
         """Measure the damage of each choice of a decision, and scale what is expected of others like it."""

@@ -169,13 +169,12 @@ def _kept(y: NDArray, gone: NDArray[np.bool_] | None, groups: int) -> NDArray:
 def _fit_layer(layer: FactorLayer, seen: Observed, ranks: Ranks | None, metric: Array | None) -> Fit:
     given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
     relu = [node.op_type for node, _ in layer.node.outputs[0].uses()] == ["Relu"]
-    channels = layer.sides[1]
     weights, biases, factors = [], [], []
     parts = np.split(np.arange(layer.shape[0]), layer.groups)
     for x, y, w, part in zip(seen.x, seen.y, given, parts, strict=True):
         own = None if metric is None else metric[np.ix_(part, part)]
         fitted, bias, chain = fit_group(
-            x, y, w, seen.held_back, channels, ranks, relu, layer.bias is not None, own
+            x, y, w, seen.held_back, layer.shape[1:], ranks, relu, layer.bias is not None, own
         )
         weights.append(fitted)
         biases.append(bias)
@@ -193,7 +192,7 @@ def fit_group(
     y: NDArray,
     given: Array,
     held_back: NDArray[np.bool_],
-    channels: int,
+    inputs: tuple[int, ...],
     ranks: Ranks | None,
     relu: bool,
     bias: bool = True,
@@ -206,7 +205,7 @@ def fit_group(
         y: responses, (n, m).
         given: weights toward which the ridge pulls, (m, d).
         held_back: which of the n choose the ridge and are not fitted to, (n,).
-        channels: C of d = C · kernel.
+        inputs: (C, *kernel), d numbers in all.
         ranks: of the factors; None for weights of full rank.
         relu: whether errors of negative responses count only as far as they become positive.
         bias: whether the layer has one; without it b is 0.
@@ -236,7 +235,7 @@ def fit_group(
         c, c_held = _product(left[~held_back], ours), _product(left[held_back], theirs)
         weights, factors = given + _best(solvers, c, g_held, c_held), None
         if ranks is not None:
-            factors = fit_factors(weights, g, channels, ranks, metric)
+            factors = fit_factors(weights, g, inputs, ranks, metric)
             weights = factors.weights
         if relu:
             response = x @ weights.T.astype(np.float32) + mean.astype(np.float32)
