@@ -525,7 +525,9 @@ def _stages(
         if sensitivity is not None:
             shapes = concrete_shapes(network)
             costs = metrics(analyse(network, shapes), factor_layers(network, shapes), sensitivity)
-        network, fits = refit(given, network, plan.prune, plan.decompose, parts.fit, steps, costs)
+        network, fits = refit(
+            given, network, plan.prune, plan.decompose, parts.fit, parts.choose, steps, costs
+        )
         factors = {name: fit.factors for name, fit in fits.items() if fit.factors is not None}
     if plan.prune or plan.rewrite:
         stages.append(Stage("pruned" if plan.prune else "rewritten", network, cost(network)))

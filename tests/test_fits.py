@@ -18,7 +18,7 @@ from onnxcompress.planning.budget import GroupChoice, LayerChoice, Problem, deci
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.elimination import Reader, eliminate, repaired
 from onnxcompress.pruning.surgery import remove_filters
-from onnxcompress.recovery.least_squares import fit_group, refit
+from onnxcompress.recovery.least_squares import fit_group, refit, together
 from onnxcompress.recovery.metric import metrics
 from onnxcompress.runtime import run, session
 from onnxcompress.shapes import concrete_shapes
@@ -175,9 +175,8 @@ def test_a_fit_without_limits_gives_the_responses_back():
     x = random.standard_normal((3000, 12)).astype(np.float32)
     wanted, bias = random.standard_normal((5, 12)), random.standard_normal(5)
     y = (x @ wanted.T + bias).astype(np.float32)
-    held = np.arange(3000) % 5 == 4
     start = wanted + 0.3 * random.standard_normal(wanted.shape)
-    weights, shift, _ = fit_group(x, y, start, held, 12, None, relu=False)
+    weights, shift, _ = fit_group(x, y, start, 2400, (12,), None, relu=False)
     before = np.sum((start - wanted) ** 2)
     assert np.sum((weights - wanted) ** 2) < 1e-4 * before
     np.testing.assert_allclose(shift, bias, atol=1e-2)
@@ -188,10 +187,9 @@ def test_errors_that_a_relu_hides_do_not_count():
     x = random.standard_normal((4000, 8)).astype(np.float32)
     given = random.standard_normal((6, 8))
     y = (x @ given.T - 1).astype(np.float32)
-    held = np.arange(4000) % 5 == 4
     error = {}
     for relu in (False, True):
-        weights, bias, _ = fit_group(x, y, given, held, (8,), Ranks(3, 3), relu=relu)
+        weights, bias, _ = fit_group(x.copy(), y, given, 3200, (8,), Ranks(3, 3), relu=relu)
         error[relu] = np.sum((np.maximum(x @ weights.T + bias, 0) - np.maximum(y, 0)) ** 2)
     assert error[True] < 0.98 * error[False]
 
@@ -221,7 +219,9 @@ def test_a_channel_that_repeats_others_goes_without_a_trace():
     name = str(next(iter(model.graph)).name)
     filters = {name: [2, 3]}
     pruned = remove_filters(model, filters)
-    fitted, _ = refit(model, pruned, filters, {}, Samples({"x": x}, np.arange(50)))
+    fitted, _ = refit(
+        model, pruned, filters, {}, Samples({"x": x}, np.arange(40)), Samples({"x": x}, np.arange(40, 50))
+    )
     new = {"x": x[50:]}
     (y,), (z,), (plain,) = (run(session(each), new) for each in (model, fitted, pruned))
     spread = np.ptp(y)
@@ -241,7 +241,9 @@ def test_a_fit_leaves_alone_what_is_right_already():
         )
     )
     x = random.standard_normal((30, 3, 6, 6)).astype(np.float32)
-    fitted, _ = refit(model, model, {}, {}, Samples({"x": x}, np.arange(30)))
+    fitted, _ = refit(
+        model, model, {}, {}, Samples({"x": x}, np.arange(24)), Samples({"x": x}, np.arange(24, 30))
+    )
     (y,), (z,) = (run(session(each), {"x": x}) for each in (model, fitted))
     np.testing.assert_allclose(z, y, atol=1e-4)
 
@@ -328,3 +330,14 @@ def test_the_planner_is_the_best_there_is_in_most_cases_and_monotone():
                 cases += 1
                 hits += damage <= best * 1.1 + 1e-9
     assert hits > 0.6 * cases
+
+
+@given(st.integers(8, 300), st.integers(1, 60), st.integers(1, 3))
+def test_samples_that_choose_the_ridge_are_the_last_and_fitted_to_by_none(fit, choose, views):
+    parts = Samples({}, np.arange(fit * views), views), Samples({}, np.arange(1000, 1000 + choose))
+    rows, fitted = together(*parts)
+    assert sorted(rows.chosen) == sorted([*parts[0].chosen, *parts[1].chosen])
+    assert not fitted % views
+    assert set(parts[1].chosen) <= set(rows.chosen[fitted:])
+    held_back = choose + fit - fitted // views
+    assert held_back == max(choose, min(50, (fit + choose) // 5))

@@ -14,7 +14,7 @@ WIDEST = 8192
 PER_INPUT = 10
 """Patches to sample for each input of a filter, so that least squares have enough equations."""
 
-LEAST = 24
+LEAST = 40
 """Patches to sample from each sample at least, where it has so many."""
 
 

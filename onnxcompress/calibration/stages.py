@@ -71,7 +71,9 @@ class Stages:
             if runnable is not None:
                 values |= _run(runnable, known, computed)
             if keep:
-                np.savez(self._file(stage, number), **{name: values[name] for name in border})  # type: ignore[arg-type]
+                with self._file(stage, number).open("wb") as file:
+                    for name in border:
+                        np.save(file, values[name])
             yield {name: values[name] for name in names}
         if keep:
             if self._kept is not None and self._kept != stage:
@@ -100,11 +102,12 @@ class Stages:
                 yield dict(feeds)
         else:
             for number in range(len(self.batches)):
-                with np.load(self._file(self._kept, number)) as arrays:
-                    yield dict(arrays)
+                with self._file(self._kept, number).open("rb") as file:
+                    values = {name: np.load(file) for name in self._known}
+                yield values
 
     def _file(self, stage: int, batch: int) -> Path:
-        return Path(self._folder.name) / f"{stage}-{batch}.npz"
+        return Path(self._folder.name) / f"{stage}-{batch}"
 
     def _border(self, stage: int) -> list[str]:
         return [

@@ -16,7 +16,7 @@ from onnxcompress.pruning.channels import ChannelGraph, Group
 from onnxcompress.pruning.elimination import Elimination, Reader, eliminate
 from onnxcompress.pruning.surgery import filters_of
 
-STEPS = 8
+STEPS = 16
 """Input ranks that a layer is offered, for each way to share its kernel."""
 
 Options = Sequence[tuple[Ranks, float]]

@@ -28,8 +28,8 @@ Progress = Callable[[int, int], None]
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Pull toward the given weights, relative to the mean variance of the inputs; held-back samples choose."""
 
-HELD_BACK = 5
-"""Every so many samples one is held back to choose the ridge."""
+HELD_BACK = 50
+"""Samples that choose the ridge, or a fifth of all where there are few."""
 
 CLOSED = 0.01
 """Share of the time that a filter which a Relu never lets through is taken to be let through."""
@@ -60,13 +60,12 @@ class Observed:
     Attributes:
         x: patches, (groups, n, d).
         y: the original's responses, (groups, n, M / groups).
-        held_back: which of the n choose the ridge. They are of the same samples for all layers, and no layer
-            is fitted to them: what comes before is then no better on them than on samples never seen.
+        fitted: how many of the n, from the front, weights are fitted to; the rest choose the ridge.
     """
 
     x: NDArray[np.float32]
     y: NDArray[np.float32]
-    held_back: NDArray[np.bool_]
+    fitted: int
 
 
 def refit(
@@ -74,7 +73,8 @@ def refit(
     network: ir.Model,
     filters: dict[str, list[int]],
     ranks: dict[str, Ranks],
-    samples: Samples,
+    fit: Samples,
+    choose: Samples,
     progress: Progress | None = None,
     metrics: Mapping[str, Array] | None = None,
 ) -> tuple[ir.Model, dict[str, Fit]]:
@@ -85,7 +85,8 @@ def refit(
         network: the same without `filters`, its layers not factored yet; not touched.
         filters: those that were removed, by layer.
         ranks: at which layers are to be factored.
-        samples: to fit to.
+        fit: samples to fit to.
+        choose: samples that choose how much.
         metrics: by layer, what errors of its response cost, (M, M) (see `metric.metrics`).
         progress: called with (stages done, stages in all).
 
@@ -100,21 +101,38 @@ def refit(
         if layer.name in before
     ]
     gone = filters_gone(original, filters)
+    samples, fitted = together(fit, choose)
     # Both networks are cut at the same layers.
     ours = Stages(result, layers, samples)
     theirs = Stages(original, [before[layer.name] for layer in layers], samples)
     fits: dict[str, Fit] = {}
     number = {layer.name: index for index, layer in enumerate(layers)}
     for stage, members in enumerate(ours.layers):
-        seen = _observed(stage, members, before, ours, theirs, gone, number)
+        seen = _observed(stage, members, before, ours, theirs, gone, number, fitted)
         for layer in members:
             metric = (metrics or {}).get(layer.name)
-            fit = _fit_layer(layer, seen.pop(layer.name), ranks.get(layer.name), metric)
-            set_weights(layer, fit.weight, fit.bias if layer.bias is not None else None)
-            fits[layer.name] = fit
+            found = _fit_layer(layer, seen.pop(layer.name), ranks.get(layer.name), metric)
+            set_weights(layer, found.weight, found.bias if layer.bias is not None else None)
+            fits[layer.name] = found
         if progress is not None:
             progress(stage + 1, len(ours.layers))
     return result, fits
+
+
+def together(fit: Samples, choose: Samples) -> tuple[Samples, int]:
+    """Both, those that choose the ridge last, and how many rows come before them.
+
+    These are the second part, and some of the first where there are few. They are the same for all layers,
+    and no layer is fitted to them: what comes before one is then no better on them than on samples never
+    seen.
+    """
+    wanted = min(HELD_BACK, (fit.count + choose.count) // 5)
+    more = max(wanted - choose.count, 0)
+    held_back = np.zeros(fit.count, bool)
+    held_back[np.arange(more) * fit.count // max(more, 1)] = True
+    held_back = np.repeat(held_back, fit.views)
+    rows = np.concatenate([fit.chosen[~held_back], fit.chosen[held_back], choose.chosen])
+    return Samples(fit.arrays, rows), int((~held_back).sum())
 
 
 def _observed(
@@ -125,9 +143,10 @@ def _observed(
     theirs: Stages,
     gone: Mapping[ir.Node, NDArray[np.bool_]],
     number: dict[str, int],
+    fitted: int,
 ) -> dict[str, Observed]:
     found: dict[str, list[tuple[NDArray, NDArray]]] = {layer.name: [] for layer in members}
-    held: dict[str, list[NDArray[np.bool_]]] = {layer.name: [] for layer in members}
+    count_fitted = dict.fromkeys(found, 0)
     runs = zip(
         ours.before(stage, [_input(layer) for layer in members]),
         theirs.before(stage, [_input(before[layer.name]) for layer in members]),
@@ -145,14 +164,13 @@ def _observed(
             if (bias := old.bias) is not None:
                 y += bias.reshape(old.groups, 1, -1).astype(np.float32)
             found[layer.name].append((x, _kept(y, gone.get(old.node), layer.groups)))
-            sample = seen + np.arange(x.shape[1]) * images // x.shape[1]
-            held[layer.name].append(sample // ours.samples.views % HELD_BACK == HELD_BACK - 1)
+            count_fitted[layer.name] += x.shape[1] * min(max(fitted - seen, 0), images) // images
         seen += images
     return {
         name: Observed(
             np.concatenate([x for x, _ in pairs], axis=1),
             np.concatenate([y for _, y in pairs], axis=1),
-            np.concatenate(held[name]),
+            count_fitted[name],
         )
         for name, pairs in found.items()
     }
@@ -173,10 +191,10 @@ def _fit_layer(layer: FactorLayer, seen: Observed, ranks: Ranks | None, metric: 
     parts = np.split(np.arange(layer.shape[0]), layer.groups)
     for x, y, w, part in zip(seen.x, seen.y, given, parts, strict=True):
         own = None if metric is None else metric[np.ix_(part, part)]
-        fitted, bias, chain = fit_group(
-            x, y, w, seen.held_back, layer.shape[1:], ranks, relu, layer.bias is not None, own
+        product, bias, chain = fit_group(
+            x, y, w, seen.fitted, layer.shape[1:], ranks, relu, layer.bias is not None, own
         )
-        weights.append(fitted)
+        weights.append(product)
         biases.append(bias)
         factors.append(chain)
     chains = tuple(chain for chain in factors if chain is not None)
@@ -191,7 +209,7 @@ def fit_group(
     x: NDArray,
     y: NDArray,
     given: Array,
-    held_back: NDArray[np.bool_],
+    fitted: int,
     inputs: tuple[int, ...],
     ranks: Ranks | None,
     relu: bool,
@@ -201,10 +219,10 @@ def fit_group(
     """Weights W and bias b for which W·x + b is near y.
 
     Args:
-        x: patches, (n, d).
+        x: patches, (n, d); taken off their mean.
         y: responses, (n, m).
         given: weights toward which the ridge pulls, (m, d).
-        held_back: which of the n choose the ridge and are not fitted to, (n,).
+        fitted: how many of the n, from the front, W is fitted to; the others choose the ridge.
         inputs: (C, *kernel), d numbers in all.
         ranks: of the factors; None for weights of full rank.
         relu: whether errors of negative responses count only as far as they become positive.
@@ -217,22 +235,22 @@ def fit_group(
     if relu and metric is not None:
         open_ = (y > 0).astype(np.float32)
         metric = metric * (open_.T @ open_ / len(y) + CLOSED * np.eye(len(metric)))
-    x_mean = x[~held_back].mean(axis=0, dtype=np.float64) if bias else np.zeros(x.shape[1])
-    x = x - x_mean.astype(np.float32)
-    ours, theirs = x[~held_back], x[held_back]
+    x_mean = x[:fitted].mean(axis=0, dtype=np.float64) if bias else np.zeros(x.shape[1])
+    x -= x_mean.astype(np.float32)
+    ours, theirs = x[:fitted], x[fitted:]
     g, g_held = _product(ours, ours), _product(theirs, theirs)
     start = given.T.astype(np.float32)
 
     def rest(target: NDArray) -> tuple[Array, NDArray]:
         """The mean of a target, and what the given weights leave of it."""
-        mean = target[~held_back].mean(axis=0, dtype=np.float64) if bias else np.zeros(target.shape[1])
+        mean = target[:fitted].mean(axis=0, dtype=np.float64) if bias else np.zeros(target.shape[1])
         return mean, target - mean.astype(np.float32) - x @ start
 
     solvers = _solvers(g)
     target = y
     for _ in range(1 + RELU_ROUNDS * relu):
         mean, left = rest(target)
-        c, c_held = _product(left[~held_back], ours), _product(left[held_back], theirs)
+        c, c_held = _product(left[:fitted], ours), _product(left[fitted:], theirs)
         weights, factors = given + _best(solvers, c, g_held, c_held), None
         if ranks is not None:
             factors = fit_factors(weights, g, inputs, ranks, metric)
