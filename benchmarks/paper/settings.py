@@ -42,9 +42,9 @@ FULL = Settings()
 
 QUICK = Settings(
     points={
-        "pruning": ("0.2", "0.4", "0.6"),
-        "Tucker": ("vbmf:1.6", "vbmf:1", "vbmf:0.6"),
-        "both": ("0.2 vbmf:1.6", "0.4 vbmf:0.9", "0.6 vbmf:0.8"),
+        "pruning": ("0.2", "0.3", "0.4", "0.6"),
+        "Tucker": ("vbmf:1.6", "vbmf:1.3", "vbmf:1", "vbmf:0.6"),
+        "both": ("0.2 vbmf:1.6", "0.3 vbmf:1.3", "0.4 vbmf:0.9", "0.6 vbmf:0.8"),
         "ours, parameters": ("params=0.3", "params=0.15", "params=0.08"),
         "ours, MACs": ("macs=0.4", "macs=0.25", "macs=0.15"),
     },

@@ -166,14 +166,13 @@ def _observed(
             found[layer.name].append((x, _kept(y, gone.get(old.node), layer.groups)))
             count_fitted[layer.name] += x.shape[1] * min(max(fitted - seen, 0), images) // images
         seen += images
-    return {
-        name: Observed(
-            np.concatenate([x for x, _ in pairs], axis=1),
-            np.concatenate([y for _, y in pairs], axis=1),
-            count_fitted[name],
+    observed = {}
+    for layer in members:
+        x, y = zip(*found.pop(layer.name), strict=True)
+        observed[layer.name] = Observed(
+            np.concatenate(x, axis=1), np.concatenate(y, axis=1), count_fitted[layer.name]
         )
-        for name, pairs in found.items()
-    }
+    return observed
 
 
 def _kept(y: NDArray, gone: NDArray[np.bool_] | None, groups: int) -> NDArray:
