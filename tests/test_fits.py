@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -316,6 +317,22 @@ def test_the_planner_keeps_the_budget_and_is_near_the_best_there_is(seed, share)
     assert found.damage >= best - 1e-9
     # Prices reach the corners of the convex hull; between them the best may be missed.
     assert found.damage <= best + 1.0
+
+
+@SETTINGS
+@given(st.integers(0, 10**6), st.floats(0.3, 0.9))
+def test_neither_pruning_nor_factoring_alone_is_better_than_both(seed, share):
+    case = small_problem(seed)
+    budget = share * decide(case, np.inf).cost
+    whole = {
+        name: replace(layer, at_input=layer.at_input[:1], options=layer.options[:1], taken=layer.taken[:1])
+        for name, layer in case.layers.items()
+    }
+    whole = {name: replace(layer, damage=layer.damage[:1]) for name, layer in whole.items()}
+    for alone in (Problem(case.layers, []), Problem(whole, case.groups)):
+        found = decide(alone, budget)
+        if found.cost <= budget:
+            assert decide(case, budget).damage <= found.damage + 1e-9
 
 
 def test_the_planner_is_the_best_there_is_in_most_cases_and_monotone():

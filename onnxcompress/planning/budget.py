@@ -24,6 +24,9 @@ Ints = NDArray[np.int64]
 ROUNDS = 6
 """Times that all groups and layers are settled at most, for one price."""
 
+TURNS = ("groups", "layers"), ("layers", "groups"), ("layers",), ("groups",)
+"""Ways to settle: what comes first matters, and neither pruning nor factoring alone may come out better."""
+
 BISECTIONS = 40
 
 NEARLY = 0.99
@@ -130,18 +133,33 @@ class Problem:
     groups: Sequence[GroupChoice]
     fixed: float = 0.0
 
+    @property
+    def worst(self) -> float:
+        """Damage of the worst choices of all; 1 where there is none."""
+        curves = [each.damage for each in self.layers.values()] + [each.damage for each in self.groups]
+        return float(sum(curve[np.isfinite(curve)].max() for curve in curves)) or 1.0
+
 
 def decide(problem: Problem, budget: float) -> Decision:
     """The least damage found at a cost within the budget; the smallest network where there is none within."""
-    low, high = None, _settle(problem, 0.0)
+    found = [_search(problem, budget, turns) for turns in TURNS]
+    within = [decision for decision in found if decision.cost <= budget]
+    if not within:
+        return min(found, key=lambda decision: decision.cost)
+    return min(within, key=lambda decision: decision.damage)
+
+
+def _search(problem: Problem, budget: float, turns: Sequence[str]) -> Decision:
+    """The decision at the price for which the cost meets the budget."""
+    low, high = None, _settle(problem, 0.0, turns)
     if high.cost <= budget:
         return high
-    # Prices in units of the damage that a unit of cost could do at most.
-    least, most = 1e-9, 1e6
-    scale = 1.0 / max(high.cost, 1.0)
+    # Prices in units of all the damage there can be for all the cost.
+    least, most = 1e-12, 1e6
+    scale = problem.worst / max(high.cost, 1.0)
     for _ in range(BISECTIONS):
         price = (least * most) ** 0.5
-        found = _settle(problem, price * scale)
+        found = _settle(problem, price * scale, turns)
         if found.cost <= budget:
             most, low = price, found
         else:
@@ -149,28 +167,19 @@ def decide(problem: Problem, budget: float) -> Decision:
         if low is not None and low.cost >= budget * NEARLY:
             break
     if low is None:
-        return _settle(problem, 1e12 * scale)
+        return _settle(problem, 1e12 * scale, turns)
     return _filled(problem, low, budget)
 
 
-def _settle(problem: Problem, price: float) -> Decision:
-    """Groups first or layers first: whichever comes out better."""
-    return min(
-        (_descend(problem, price, groups_first) for groups_first in (True, False)),
-        key=lambda each: each.damage + price * each.cost,
-    )
-
-
-def _descend(problem: Problem, price: float, groups_first: bool) -> Decision:
+def _settle(problem: Problem, price: float, turns: Sequence[str]) -> Decision:
     state = _State(problem)
     for _ in range(ROUNDS):
         before = list(state.removed), dict(state.picked)
-        if groups_first:
-            state.settle_groups(price)
-            state.settle_layers(price)
-        else:
-            state.settle_layers(price)
-            state.settle_groups(price)
+        for turn in turns:
+            if turn == "groups":
+                state.settle_groups(price)
+            else:
+                state.settle_layers(price)
         if before == (state.removed, state.picked):
             break
     return state.decision()
