@@ -38,6 +38,10 @@ def googlenet():
     return oc.import_caffe(FOLDER / "deploy.prototxt", FOLDER / "bvlc_googlenet.caffemodel")
 
 
+def ranks(result):
+    return {layer: (ranks.out, ranks.into) for layer, ranks in result.plan.decompose.items()}
+
+
 def test_cost(googlenet):
     cost = oc.cost(googlenet)
     assert cost.params == pytest.approx(6.999e6, abs=1e3)
@@ -46,14 +50,14 @@ def test_cost(googlenet):
 
 def test_vbmf_ranks_and_what_they_save(googlenet):
     result = oc.decompose(googlenet)
-    assert result.plan.decompose == VBMF | {"conv1/7x7_s2": (25, 3)}
+    assert ranks(result) == VBMF | {"conv1/7x7_s2": (25, 3)}
     assert result.stages[-1].cost.macs == pytest.approx(686e6, abs=1e6)
     assert result.stages[-1].cost.params == pytest.approx(4.44e6, abs=1e4)
 
 
 def test_the_first_layer_skipped(googlenet):
     result = oc.decompose(googlenet, skip=["conv1*"])
-    assert result.plan.decompose == VBMF
+    assert ranks(result) == VBMF
     assert result.plan.kept == {"conv1/7x7_s2": "skipped as asked"}
     assert result.stages[-1].cost.macs == pytest.approx(738e6, abs=1e6)
     assert result.stages[-1].cost.params == pytest.approx(4.44e6, abs=1e4)
