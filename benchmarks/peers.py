@@ -135,7 +135,7 @@ def torch_pruning(criterion: str, *, everywhere: bool) -> Callable[[Network, str
 
 SHARES = ("0.03", "0.05", "0.1", "0.2", "0.3", "0.5")
 TOOLS: dict[str, tuple[Callable[[Network, str], ir.Model], tuple[str, ...]]] = {
-    "onnxcompress": (ours, ("macs=0.8", "macs=0.65", "macs=0.5", "macs=0.35")),
+    "onnxcompress": (ours, ("macs=0.8", "macs=0.67", "macs=0.5", "macs=0.4", "macs=0.3")),
     "Tucker-2, VBMF": (tucker, ("vbmf",)),
     "Tucker-2, energy": (tucker, ("energy:0.98", "energy:0.95", "energy:0.9", "energy:0.8", "energy:0.7")),
     "Tucker-2, fraction": (
