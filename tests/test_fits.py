@@ -15,7 +15,8 @@ from onnxcompress.factoring.layers import factor_layers
 from onnxcompress.factoring.unfolding import Unfolding
 from onnxcompress.model import simplify
 from onnxcompress.plan import Ranks
-from onnxcompress.planning.budget import GroupChoice, LayerChoice, Problem, decide
+from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, decide, ranks_of
+from onnxcompress.planning.choices import layer_choice
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.elimination import Reader, eliminate, repaired
 from onnxcompress.pruning.surgery import remove_filters
@@ -300,6 +301,40 @@ def exhaustive(case: Problem, budget: float) -> float:
         if cost <= budget:
             best = min(best, group.damage[count] + a.damage[picked[0]] + b.damage[picked[1]])
     return best
+
+
+def one_conv(filters: int, channels: int, kernel: tuple[int, int]):
+    """The factor layer of a network of one convolution."""
+    text = f"small (float[1,{channels},9,8] x) => (float[1,{filters},a,b] y) {{ [conv] y = Conv(x, w) }}"
+    model = network(text, {"w": np.ones((filters, channels, *kernel), np.float32)})
+    return factor_layers(model, concrete_shapes(model))[0]
+
+
+@SETTINGS
+@given(sizes, sizes, st.sampled_from([(1, 1), (3, 3), (3, 2)]), st.booleans(), st.data())
+def test_the_planner_knows_what_a_choice_costs_when_some_filters_and_channels_are_gone(
+    filters, channels, kernel, params, data
+):
+    whole = one_conv(filters, channels, kernel)
+    options = [
+        (Ranks(out, into, axis), 0.0)
+        for axis in (None, *whole.axes)
+        for out in range(1, filters + 1)
+        for into in range(1, whole.unfolding(axis).columns + 1)
+        if kernel != (1, 1) or out == into
+    ]
+    choice = layer_choice(whole, options, 1.0, params)
+    gone = [data.draw(st.integers(0, filters - 1)), data.draw(st.integers(0, channels - 1))]
+    groups = [GroupChoice(np.zeros(9), {"conv": 1.0}, {}), GroupChoice(np.zeros(9), {}, {"conv": 1.0})]
+    thin = one_conv(filters - gone[0], channels - gone[1], kernel)
+    for index in range(len(choice.options)):
+        ranks = ranks_of(Problem({"conv": choice}, groups), Decision(gone, {"conv": index}), "conv")
+        if ranks is None:
+            cost = math.prod(thin.shape) if params else thin.macs
+        else:
+            cost = thin.chain_params(ranks) if params else thin.chain_macs(ranks)
+        assert choice.cost(index, *thin.sides) == cost
+        assert (ranks is not None and ranks.axis is not None) == (choice.options[index].axis is not None)
 
 
 @SETTINGS

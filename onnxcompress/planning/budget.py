@@ -77,21 +77,36 @@ class LayerChoice:
         """Whether the input factor has an axis of the kernel, (n,)."""
         return np.array([ranks.axis is not None for ranks in self.options])
 
+    def ranks(self, index: int | slice, filters: Array | float, channels: Array | float) -> tuple[Any, Any]:
+        """Output and input ranks of a choice (or all) with so many filters and channels per group left."""
+        taken = self.taken[index]
+        rest = self.kernel // taken
+        out, into = np.minimum(self.out[index], filters), np.minimum(self.into[index], channels * taken)
+        return np.minimum(out, into * rest), np.minimum(into, out * rest)
+
+    def unchanged(self, index: int | slice, filters: Array | float, channels: Array | float) -> Any:
+        """Whether a choice leaves the layer as it is with so many filters and channels per group left."""
+        out, into = self.ranks(index, filters, channels)
+        if self.point:
+            full = out >= np.minimum(filters, channels)
+        else:
+            full = ~self.shared[index] & (out >= filters) & (into >= channels)
+        return full | (np.arange(len(self.options))[index] == 0)
+
     def cost(self, index: int | slice, filters: Array | float, channels: Array | float) -> Array:
         """Of a choice (or all) when so many filters and channels per group are left."""
-        out, taken = self.out[index], self.taken[index]
+        out, into = self.ranks(index, filters, channels)
         if self.point:
-            chain: NDArray[Any] = np.asarray(out * (channels * self.at_core + filters * self.at_output))
+            chain = out * (channels * self.at_core + filters * self.at_output)
         else:
+            taken = self.taken[index]
             columns = np.asarray(channels * taken, np.float64)
-            into = np.minimum(columns, self.into[index])
-            chain = into * np.minimum(out, filters) * (self.kernel // taken) * self.at_core
+            chain = into * out * (self.kernel // taken) * self.at_core
             read = (into < columns) | self.shared[index]
             chain = chain + np.where(read, columns * into * self.at_input[index], 0)
             chain = chain + np.where(out < filters, filters * out * self.at_output, 0)
         whole = filters * channels * self.kernel * self.at_core
-        first = np.arange(len(self.out))[index] == 0
-        return self.groups * np.where(first, whole, chain)
+        return self.groups * np.where(self.unchanged(index, filters, channels), whole, chain)
 
 
 @dataclass(frozen=True)
@@ -252,10 +267,7 @@ def ranks_of(problem: Problem, decision: Decision, name: str) -> Ranks | None:
     layer, index = problem.layers[name], decision.picked[name]
     state = _State(problem, decision)
     filters, channels = (round(width[name]) for width in (state.filters, state.channels))
-    ranks, taken = layer.options[index], int(layer.taken[index])
-    out, into, rest = min(ranks.out, filters), min(ranks.into, channels * taken), layer.kernel // taken
-    if index == 0 or (out >= min(filters, channels) if layer.point else (out, into) == (filters, channels)):
+    if layer.unchanged(index, filters, channels):
         return None
-    if layer.point:
-        return Ranks(out, out)
-    return Ranks(min(out, into * rest), min(into, out * rest), ranks.axis)
+    out, into = layer.ranks(index, filters, channels)
+    return Ranks(int(out), int(into), layer.options[index].axis)

@@ -72,7 +72,7 @@ def choices(
     """
     known = {layer.name: layer for layer in layers if layer.shape}
     offered = {
-        name: _layer_choice(
+        name: layer_choice(
             layer,
             [] if matches(name, skip) else options.get(name, []),
             sensitivity.get(name, np.inf),
@@ -110,9 +110,8 @@ def choices(
     return Choices(Problem(offered, found, fixed), eliminations, graph)
 
 
-def _layer_choice(
-    layer: FactorLayer, possibilities: Options, sensitivity: float, params: bool
-) -> LayerChoice:
+def layer_choice(layer: FactorLayer, possibilities: Options, sensitivity: float, params: bool) -> LayerChoice:
+    """What a layer can become, and what that costs; see `choices`."""
     filters, channels = layer.sides
     kernel = layer.width // channels
     options = [Ranks(filters, channels), *(ranks for ranks, _ in possibilities)]

@@ -132,14 +132,15 @@ class Planner:
 
     def _within(self, share: float) -> Decision:
         """A decision whose network has the cost that is asked for, whatever the model of costs leaves out."""
-        budget = share * self.total
+        budget, found = share * self.total, []
         for _ in range(ATTEMPTS):
             decision = decide(self.choices.problem, budget)
             real = self._real_cost(self.choices.plan(decision)) / self.total
+            found.append((real > share, abs(share - real), decision))
             if share * BUDGET_SHARE <= real <= share:
                 break
             budget *= min(share * (1 + BUDGET_SHARE) / 2 / real, 1.2)
-        return decision
+        return min(found, key=lambda each: each[:2])[2]
 
     def _real_cost(self, plan: Plan) -> float:
         network = self.survey.network
