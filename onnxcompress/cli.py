@@ -100,7 +100,10 @@ Scale = Annotated[str | None, typer.Option(help="Likewise.")]
 Resize = Annotated[str | None, typer.Option(help="Likewise.")]
 Crop = Annotated[str | None, typer.Option(help="Likewise.")]
 Target = Annotated[
-    str, typer.Option(help="What may stay: macs=SHARE or params=SHARE of the network's.", show_default=False)
+    str,
+    typer.Option(
+        help="What may stay: macs=SHARE, params=SHARE or size=SHARE (of the file).", show_default=False
+    ),
 ]
 KeepAccuracy = Annotated[
     float | None,
@@ -457,7 +460,7 @@ def tradeoff(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="JSON to write.", show_default=False)],
     plot: Annotated[Path | None, typer.Option(help="PNG to draw.", show_default=False)] = None,
-    kind: Annotated[str, typer.Option(help="Cost: macs or params.")] = "macs",
+    kind: Annotated[str, typer.Option(help="Cost: macs, params or size (of the file).")] = "macs",
     shares: Annotated[str, typer.Option(help="Of the cost that may stay.")] = "0.8,0.65,0.5,0.4,0.3",
     skip: Skip = [],  # noqa: B006
     limit: Limit = None,

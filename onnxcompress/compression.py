@@ -293,7 +293,7 @@ def compress(
     al. (2019) do; see `prune` and `decompose`.
 
     Args:
-        target: ``macs=SHARE`` or ``params=SHARE`` of the original that may stay; needs data.
+        target: ``macs=SHARE``, ``params=SHARE`` or ``size=SHARE`` of the original that may stay; needs data.
         keep_accuracy: for the smallest network that was found to keep this share of the original's top-1
             choices (of networks without classes, of its outputs' variance); needs data.
         method: ``joint`` or ``paper``: the first with a target or an accuracy, the second without.
@@ -390,7 +390,7 @@ def tradeoff(
     Args:
         model: the network or its path.
         data: to which the weights are fitted.
-        kind: of cost, ``macs`` or ``params``.
+        kind: of cost, ``macs``, ``params`` or ``size``.
         shares: of the original's cost, each above 0 and below 1.
         skip: glob patterns of node names that stay as they are.
         progress: called with (what is done, steps done, steps in all).

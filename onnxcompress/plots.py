@@ -57,7 +57,8 @@ def tradeoff(points: Sequence[Point], kind: str, path: str | Path) -> None:
     axes.set_xlim(1.02, 0)
     axes.set_ylim(min(kept) - 3, 101)
     axes.grid(color=BEFORE, linewidth=0.5)
-    axes.set_xlabel(f"share of the {'MACs' if kind == 'macs' else 'parameters'} that stays")
+    what = {"macs": "MACs", "params": "parameters", "size": "file's size"}[kind]
+    axes.set_xlabel(f"share of the {what} that stays")
     classes = points[0].fitted.closeness.agreement is not None
     axes.set_ylabel("same best class, %" if classes else "variance of the outputs kept, %")
     finish(figure, path)

@@ -33,6 +33,13 @@ def weight_files(model: ir.Model) -> list[str]:
     return sorted({str(tensor.path) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)})
 
 
+def file_size(model: ir.Model) -> int:
+    """Bytes that a network takes on disk, weights in files of their own included."""
+    tensors = (value.const_value for graph in model.graphs() for value in graph.initializers.values())
+    outside = sum(tensor.nbytes for tensor in tensors if isinstance(tensor, ir.ExternalTensor))
+    return ir.to_proto(model).ByteSize() + outside
+
+
 def take_in(model: ir.Model) -> None:
     """Read weights from other files, but for the large ones of a network too large for one message.
 

@@ -59,6 +59,12 @@ def test_the_budget_is_met_within_a_hundredth(target, calibration):
     assert 0.99 * float(share) <= after / before <= float(share)
 
 
+def test_the_file_has_the_size_that_was_asked_for(calibration, tmp_path):
+    oc.save(oc.compress(SHIPPED, data=calibration, target="size=0.4").model, tmp_path / "small.onnx")
+    share = (tmp_path / "small.onnx").stat().st_size / SHIPPED.stat().st_size
+    assert 0.39 <= share <= 0.401
+
+
 def test_less_is_lost_than_by_weights_alone_at_the_same_macs(small, digits):
     budget = small.stages[-1].cost.macs
     rivals = [oc.prune(SHIPPED, ratio=ratio) for ratio in (0.3, 0.4, 0.5)]

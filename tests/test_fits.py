@@ -17,6 +17,7 @@ from onnxcompress.model import simplify
 from onnxcompress.plan import Ranks
 from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, decide, ranks_of
 from onnxcompress.planning.choices import layer_choice
+from onnxcompress.planning.search import KINDS
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.elimination import Reader, eliminate, repaired
 from onnxcompress.pruning.surgery import remove_filters
@@ -311,9 +312,9 @@ def one_conv(filters: int, channels: int, kernel: tuple[int, int]):
 
 
 @SETTINGS
-@given(sizes, sizes, st.sampled_from([(1, 1), (3, 3), (3, 2)]), st.booleans(), st.data())
+@given(sizes, sizes, st.sampled_from([(1, 1), (3, 3), (3, 2)]), st.sampled_from(KINDS), st.data())
 def test_the_planner_knows_what_a_choice_costs_when_some_filters_and_channels_are_gone(
-    filters, channels, kernel, params, data
+    filters, channels, kernel, kind, data
 ):
     whole = one_conv(filters, channels, kernel)
     options = [
@@ -323,16 +324,17 @@ def test_the_planner_knows_what_a_choice_costs_when_some_filters_and_channels_ar
         for into in range(1, whole.unfolding(axis).columns + 1)
         if kernel != (1, 1) or out == into
     ]
-    choice = layer_choice(whole, options, 1.0, params)
+    choice = layer_choice(whole, options, 1.0, kind)
     gone = [data.draw(st.integers(0, filters - 1)), data.draw(st.integers(0, channels - 1))]
     groups = [GroupChoice(np.zeros(9), {"conv": 1.0}, {}), GroupChoice(np.zeros(9), {}, {"conv": 1.0})]
     thin = one_conv(filters - gone[0], channels - gone[1], kernel)
     for index in range(len(choice.options)):
         ranks = ranks_of(Problem({"conv": choice}, groups), Decision(gone, {"conv": index}), "conv")
-        if ranks is None:
-            cost = math.prod(thin.shape) if params else thin.macs
+        if kind == "macs":
+            cost = thin.macs if ranks is None else thin.chain_macs(ranks)
         else:
-            cost = thin.chain_params(ranks) if params else thin.chain_macs(ranks)
+            cost = math.prod(thin.shape) if ranks is None else thin.chain_params(ranks)
+            cost *= 4 if kind == "size" else 1
         assert choice.cost(index, *thin.sides) == cost
         assert (ranks is not None and ranks.axis is not None) == (choice.options[index].axis is not None)
 

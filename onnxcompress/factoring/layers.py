@@ -65,6 +65,12 @@ class FactorLayer:
         return swap_sides(stored, self.groups) if self.mirrored else stored
 
     @property
+    def itemsize(self) -> int:
+        """Bytes of a weight."""
+        assert self.weights.dtype is not None
+        return int(self.weights.dtype.itemsize)
+
+    @property
     def sides(self) -> tuple[int, int]:
         """(M, C), each per group."""
         return self.shape[0] // self.groups, self.shape[1]

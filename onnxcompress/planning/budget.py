@@ -42,7 +42,7 @@ class LayerChoice:
         groups: of the convolution.
         kernel: elements of its kernel; 1 for a product.
         at_input: cost of a multiplication by one weight of the part that reads the input (positions there,
-            for MACs; 1 for parameters), (n,).
+            for MACs; 1 for parameters; bytes of a weight for size), (n,).
         at_core, at_output: of the core's, and of the part's that gives the output.
         options: ranks on offer, per group, n of them; the first entry is the layer as it is.
         taken: elements of the kernel that the input factor has, (n,).

@@ -53,7 +53,7 @@ def choices(
     reading: Sequence[Reader],
     sensitivity: Mapping[str, float],
     *,
-    params: bool,
+    kind: str,
     fixed: float,
     skip: Sequence[str] = (),
 ) -> Choices:
@@ -66,7 +66,7 @@ def choices(
         options: of each layer whose responses are known (see `possible`), by layer.
         reading: what reads the channels (see `elimination.readers`).
         sensitivity: damage to the output for each unit of a response's variance that is lost, by layer.
-        params: whether the cost is the number of weights instead of MACs.
+        kind: of cost: ``macs``, ``params`` or ``size``.
         fixed: cost of all that is not among the layers.
         skip: glob patterns of layers that keep their ranks.
     """
@@ -76,7 +76,7 @@ def choices(
             layer,
             [] if matches(name, skip) else options.get(name, []),
             sensitivity.get(name, np.inf),
-            params,
+            kind,
         )
         for name, layer in known.items()
     }
@@ -110,7 +110,7 @@ def choices(
     return Choices(Problem(offered, found, fixed), eliminations, graph)
 
 
-def layer_choice(layer: FactorLayer, possibilities: Options, sensitivity: float, params: bool) -> LayerChoice:
+def layer_choice(layer: FactorLayer, possibilities: Options, sensitivity: float, kind: str) -> LayerChoice:
     """What a layer can become, and what that costs; see `choices`."""
     filters, channels = layer.sides
     kernel = layer.width // channels
@@ -118,14 +118,15 @@ def layer_choice(layer: FactorLayer, possibilities: Options, sensitivity: float,
     damages = [0.0, *(sensitivity * error for _, error in possibilities)]
     taken = [1 if ranks.axis is None else layer.shape[2 + ranks.axis] for ranks in options]
     between = [layer.input_size if ranks.axis is None else layer.between[ranks.axis] for ranks in options]
+    each = {"params": 1, "size": layer.itemsize}.get(kind)
     return LayerChoice(
         filters,
         channels,
         layer.groups,
         kernel,
-        np.ones(len(options), np.int64) if params else np.array(between),
-        1 if params else layer.size,
-        1 if params else layer.output_size,
+        np.array(between) if each is None else np.full(len(options), each),
+        layer.size if each is None else each,
+        layer.output_size if each is None else each,
         options,
         np.array(taken),
         np.array(damages),

@@ -1,5 +1,6 @@
 """The plan for a budget: chosen by measured sensitivities, measured choice by choice, and corrected."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -7,7 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.errors import InputError
+from onnxcompress.factoring.fitted import Factors
 from onnxcompress.factoring.layers import FactorLayer, factor_layers
+from onnxcompress.factoring.surgery import factor
 from onnxcompress.measure.cost import cost
 from onnxcompress.plan import Plan, Ranks
 from onnxcompress.planning.budget import Decision, decide, ranks_of
@@ -18,8 +21,9 @@ from onnxcompress.pruning.lrn import rewrite_lrn
 from onnxcompress.pruning.selection import is_convolutional, skipped
 from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.shapes import concrete_shapes
+from onnxcompress.weights import file_size
 
-KINDS = ("macs", "params")
+KINDS = ("macs", "params", "size")
 
 CORRECTIONS = 2
 """Times that the damage of all choices of a plan is measured and the plan chosen anew."""
@@ -38,7 +42,7 @@ class Target:
     """A share of the original's cost that the network may keep.
 
     Attributes:
-        kind: ``macs`` or ``params``.
+        kind: ``macs``, ``params`` or ``size``, that of the file.
         share: above 0, below 1.
     """
 
@@ -55,7 +59,7 @@ class Planned:
 
 
 def parse_target(text: str) -> Target:
-    """The target that a text names: ``macs=0.5``, ``params=0.3``.
+    """The target that a text names: ``macs=0.5``, ``params=0.3``, ``size=0.3``.
 
     Raises:
         InputError: when it names none.
@@ -66,7 +70,9 @@ def parse_target(text: str) -> Target:
     except ValueError:
         share = np.nan
     if kind not in KINDS or not 0 < share < 1:
-        raise InputError(f"target: '{text}' is not one; give macs=0.5 or params=0.3: the share that may stay")
+        raise InputError(
+            f"target: '{text}' is not one; give macs=0.5, params=0.3 or size=0.3: the share that may stay"
+        )
     return Target(kind, share)
 
 
@@ -92,7 +98,7 @@ class Planner:
 
         Args:
             survey: of the network.
-            kind: ``macs`` or ``params``.
+            kind: one of `KINDS`.
             rewrite: LRN nodes that the plans are to rewrite.
             skip: glob patterns of layers to leave as they are.
             progress: called with (what is done, steps done, steps in all).
@@ -113,7 +119,7 @@ class Planner:
             options,
             self.readers,
             sensitivity,
-            params=kind == "params",
+            kind=kind,
             fixed=self.total - own,
             skip=skip,
         )
@@ -148,21 +154,23 @@ class Planner:
             network = remove_filters(network, plan.prune)
         if self.rewrite:
             network = rewrite_lrn(network, self.rewrite)
-        total = self._measure(network)
         if plan.decompose:
-            for layer in factor_layers(network, concrete_shapes(network)):
-                if layer.name in plan.decompose:
-                    total += self._cost(layer, plan.decompose[layer.name]) - self._cost(layer)
-        return total
+            layers = {layer.name: layer for layer in factor_layers(network, concrete_shapes(network))}
+            empty = {name: _empty(layers[name], ranks) for name, ranks in plan.decompose.items()}
+            network = factor(network, plan.decompose, empty)
+        return self._measure(network)
 
     def _measure(self, network: ir.Model) -> int:
+        if self.kind == "size":
+            return file_size(network)
         found = cost(network)
         return max(1, found.macs if self.kind == "macs" else found.params)
 
     def _cost(self, layer: FactorLayer, ranks: Ranks | None = None) -> int:
         if self.kind == "macs":
             return layer.macs if ranks is None else layer.chain_macs(ranks)
-        return int(np.prod(layer.shape)) if ranks is None else layer.chain_params(ranks)
+        weights = math.prod(layer.shape) if ranks is None else layer.chain_params(ranks)
+        return weights * (layer.itemsize if self.kind == "size" else 1)
 
     def _options(self) -> dict[str, Options]:
         """What each layer whose responses are known can become."""
@@ -249,3 +257,21 @@ class Planner:
 def _scaled(curve: np.ndarray, index: int, measured: float) -> np.ndarray:
     expected = curve[index]
     return curve * (measured / expected) if expected > 0 and measured > 0 else curve
+
+
+def _empty(layer: FactorLayer, ranks: Ranks) -> list[Factors]:
+    """Factors at these ranks, of zeros, for each group of a layer."""
+    filters, _ = layer.sides
+    seen = layer.unfolding(ranks.axis)
+    if layer.kind != "kxk":
+        one = Factors(seen, np.zeros((filters, ranks.out)), np.zeros((ranks.out, seen.columns)), None)
+    else:
+        one = Factors(
+            seen,
+            np.zeros((filters, ranks.out)) if ranks.out < filters else None,
+            np.zeros((ranks.out, ranks.into * seen.rest)),
+            np.zeros((ranks.into, seen.columns))
+            if ranks.into < seen.columns or ranks.axis is not None
+            else None,
+        )
+    return [one] * layer.groups
