@@ -35,7 +35,6 @@ from onnxcompress.pruning.interleaved import TAYLOR, prune_and_train, score_by_t
 from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.pruning.surgery import filters_of, remove_filters
 from onnxcompress.recovery.least_squares import refit
-from onnxcompress.recovery.metric import metrics
 from onnxcompress.recovery.training import Training, in_words, trained
 from onnxcompress.shapes import concrete_shapes
 from onnxcompress.training.finetuning import Finetuned
@@ -416,9 +415,7 @@ def tradeoff(
 def _planned(original: ir.Model, planner: Planner, share: float, progress: Progress | None) -> Compressed:
     planned = planner.plan(share)
     survey = planner.survey
-    result = _result(
-        original, survey.network, planned.plan, None, survey.parts, progress, planner.sensitivity
-    )
+    result = _result(original, survey.network, planned.plan, None, survey.parts, progress)
     assert result.fitted is not None
     fitted = replace(result.fitted, expected_damage=planned.damage)
     shortfall = ""
@@ -453,9 +450,8 @@ def _result(
     choice: "_FilterChoice | None",
     parts: Parts | None,
     progress: Progress | None,
-    sensitivity: Mapping[str, float] | None = None,
 ) -> Compressed:
-    stages = _stages(original, network, plan, parts, progress, sensitivity)
+    stages = _stages(original, network, plan, parts, progress)
     fitted = _fitted(original, stages[-1].model, parts)
     if choice is None:
         return Compressed(stages, plan, fitted=fitted)
@@ -507,7 +503,6 @@ def _stages(
     plan: Plan,
     parts: Parts | None,
     progress: Progress | None,
-    sensitivity: Mapping[str, float] | None,
 ) -> tuple[Stage, ...]:
     stages = [Stage("original", original, cost(original))]
     if unknown := set(plan.rewrite) - set(lrn_nodes(network)):
@@ -521,13 +516,7 @@ def _stages(
     if parts is not None and (plan.prune or plan.decompose):
         check_ranks(network, plan.decompose)
         steps = _steps(progress, "fitting weights")
-        costs = {}
-        if sensitivity is not None:
-            shapes = concrete_shapes(network)
-            costs = metrics(analyse(network, shapes), factor_layers(network, shapes), sensitivity)
-        network, fits = refit(
-            given, network, plan.prune, plan.decompose, parts.fit, parts.choose, steps, costs
-        )
+        network, fits = refit(given, network, plan.prune, plan.decompose, parts.fit, parts.choose, steps)
         factors = {name: fit.factors for name, fit in fits.items() if fit.factors is not None}
     if plan.prune or plan.rewrite:
         stages.append(Stage("pruned" if plan.prune else "rewritten", network, cost(network)))

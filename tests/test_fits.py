@@ -18,11 +18,9 @@ from onnxcompress.plan import Ranks
 from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, decide, ranks_of
 from onnxcompress.planning.choices import layer_choice
 from onnxcompress.planning.search import KINDS
-from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.elimination import Reader, eliminate, repaired
 from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.recovery.least_squares import fit_group, refit, together
-from onnxcompress.recovery.metric import metrics
 from onnxcompress.runtime import run, session
 from onnxcompress.shapes import concrete_shapes
 from tests.onnx_text import network
@@ -97,23 +95,6 @@ def test_curves_say_what_the_factors_lose_and_fall(seed, filters, channels, kern
             fitted = fit_factors(weights, covariance, seen.inputs, ranks)
             real = response_error(weights, fitted.weights, regular(covariance))
             assert curve.errors[row, out] == pytest.approx(real, rel=1e-3, abs=1e-5 * total)
-
-
-@SETTINGS
-@given(st.integers(0, 10**6), st.integers(3, 6), st.integers(2, 5))
-def test_a_metric_is_what_is_made_small(seed, filters, channels):
-    weights, _, covariance = problem(seed, filters, channels, 4)
-    root = np.random.default_rng(seed).standard_normal((filters, filters)) + 2 * np.eye(filters)
-    metric = root @ root.T + 0.1 * np.eye(filters)
-
-    def cost(factors):
-        rest = weights - factors.weights
-        return np.trace(metric @ rest @ regular(covariance) @ rest.T)
-
-    ranks = Ranks(filters // 2, channels)
-    assert cost(fit_factors(weights, covariance, (channels, 4), ranks, metric)) <= 1.0001 * cost(
-        fit_factors(weights, covariance, (channels, 4), ranks)
-    )
 
 
 @SETTINGS
@@ -249,28 +230,6 @@ def test_a_fit_leaves_alone_what_is_right_already():
     )
     (y,), (z,) = (run(session(each), {"x": x}) for each in (model, fitted))
     np.testing.assert_allclose(z, y, atol=1e-4)
-
-
-def test_the_metric_of_a_layer_is_its_reader_s():
-    random = np.random.default_rng(0)
-    reading = random.standard_normal((5, 4, 3, 3)).astype(np.float32)
-    model = simplify(
-        network(
-            """g (float[N, 3, 6, 6] x) => (float[N, 5, 4, 4] y) {
-                a = Conv (x, wa)
-                r = Relu (a)
-                y = Conv (r, wb)
-            }""",
-            {"wa": random.standard_normal((4, 3, 1, 1)).astype(np.float32), "wb": reading},
-        )
-    )
-    shapes = concrete_shapes(model)
-    layers = factor_layers(model, shapes)
-    found = metrics(analyse(model, shapes), layers, {layer.name: 2.0 for layer in layers})
-    expected = np.einsum("mikl,mjkl->ij", reading, reading)
-    expected = expected / np.trace(expected) * 4 + 0.1 * np.eye(4)
-    np.testing.assert_allclose(found[layers[0].name], expected, atol=1e-5)
-    assert layers[1].name not in found
 
 
 def small_problem(seed: int) -> Problem:

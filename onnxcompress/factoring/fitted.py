@@ -113,38 +113,28 @@ def output_basis(weights: Array, g: Array) -> tuple[Array, Array]:
     return np.maximum(variances[::-1], 0), directions[:, ::-1]
 
 
-def fit_factors(
-    weights: Array,
-    covariance: NDArray,
-    inputs: tuple[int, ...],
-    ranks: Ranks,
-    metric: Array | None = None,
-) -> Factors:
-    """Factors of one group's weights at given ranks.
+def fit_factors(weights: Array, covariance: NDArray, inputs: tuple[int, ...], ranks: Ranks) -> Factors:
+    """Factors of one group's weights at given ranks that leave the least error of the response.
 
     Args:
         weights: (M, C · kernel).
         covariance: of the patches, (C · kernel,) * 2.
         inputs: (C, *kernel).
         ranks: for a kernel of one element, the same rank twice.
-        metric: S, (M, M), positive definite: what an error δ of the response costs is δᵀ S δ; None for ‖δ‖².
     """
     seen, filters = Unfolding(inputs, ranks.axis), len(weights)
     weights, g = _unfolded(weights, covariance, seen)
-    root = np.eye(filters) if metric is None else np.linalg.cholesky(metric).T
     point = seen.rest == 1
     into, core, inner = None, weights, g
     if ranks.axis is not None:
         into = np.eye(seen.columns)
     if ranks.into < seen.columns and not point:
-        into = input_basis(root @ weights, g, seen.columns)[: ranks.into]
+        into = input_basis(weights, g, seen.columns)[: ranks.into]
         core, inner = core_for(weights, g, into)
     if not point and ranks.out >= filters:
         return _orthonormal(seen, None, core, into)
-    response = root @ core
-    basis = output_basis(response, inner)[1][:, : ranks.out]
-    out = scipy.linalg.solve_triangular(root, basis)
-    return _orthonormal(seen, out, basis.T @ response, into)
+    out = output_basis(core, inner)[1][:, : ranks.out]
+    return _orthonormal(seen, out, out.T @ core, into)
 
 
 def _unfolded(weights: Array, covariance: NDArray, seen: Unfolding) -> tuple[Array, Array]:

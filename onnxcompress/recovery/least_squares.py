@@ -31,9 +31,6 @@ RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 HELD_BACK = 50
 """Samples that choose the ridge, or a fifth of all where there are few."""
 
-CLOSED = 0.01
-"""Share of the time that a filter which a Relu never lets through is taken to be let through."""
-
 RELU_ROUNDS = 2
 """Times that the responses which a Relu hides are set anew."""
 
@@ -76,7 +73,6 @@ def refit(
     fit: Samples,
     choose: Samples,
     progress: Progress | None = None,
-    metrics: Mapping[str, Array] | None = None,
 ) -> tuple[ir.Model, dict[str, Fit]]:
     """Fit all layers of a network to the original's responses, front to back.
 
@@ -87,7 +83,6 @@ def refit(
         ranks: at which layers are to be factored.
         fit: samples to fit to.
         choose: samples that choose how much.
-        metrics: by layer, what errors of its response cost, (M, M) (see `metric.metrics`).
         progress: called with (stages done, stages in all).
 
     Returns:
@@ -110,8 +105,7 @@ def refit(
     for stage, members in enumerate(ours.layers):
         seen = _observed(stage, members, before, ours, theirs, gone, number, fitted)
         for layer in members:
-            metric = (metrics or {}).get(layer.name)
-            found = _fit_layer(layer, seen.pop(layer.name), ranks.get(layer.name), metric)
+            found = _fit_layer(layer, seen.pop(layer.name), ranks.get(layer.name))
             set_weights(layer, found.weight, found.bias if layer.bias is not None else None)
             fits[layer.name] = found
         if progress is not None:
@@ -183,15 +177,13 @@ def _kept(y: NDArray, gone: NDArray[np.bool_] | None, groups: int) -> NDArray:
     return flat.reshape(len(flat), groups, -1).transpose(1, 0, 2)
 
 
-def _fit_layer(layer: FactorLayer, seen: Observed, ranks: Ranks | None, metric: Array | None) -> Fit:
+def _fit_layer(layer: FactorLayer, seen: Observed, ranks: Ranks | None) -> Fit:
     given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
     relu = [node.op_type for node, _ in layer.node.outputs[0].uses()] == ["Relu"]
     weights, biases, factors = [], [], []
-    parts = np.split(np.arange(layer.shape[0]), layer.groups)
-    for x, y, w, part in zip(seen.x, seen.y, given, parts, strict=True):
-        own = None if metric is None else metric[np.ix_(part, part)]
+    for x, y, w in zip(seen.x, seen.y, given, strict=True):
         product, bias, chain = fit_group(
-            x, y, w, seen.fitted, layer.shape[1:], ranks, relu, layer.bias is not None, own
+            x, y, w, seen.fitted, layer.shape[1:], ranks, relu, layer.bias is not None
         )
         weights.append(product)
         biases.append(bias)
@@ -213,7 +205,6 @@ def fit_group(
     ranks: Ranks | None,
     relu: bool,
     bias: bool = True,
-    metric: Array | None = None,
 ) -> tuple[Array, Array, Factors | None]:
     """Weights W and bias b for which W·x + b is near y.
 
@@ -226,14 +217,10 @@ def fit_group(
         ranks: of the factors; None for weights of full rank.
         relu: whether errors of negative responses count only as far as they become positive.
         bias: whether the layer has one; without it b is 0.
-        metric: what errors of the response cost, (m, m); None for their square.
 
     Returns:
         (W (m, d), b (m,), the factors of W or None)
     """
-    if relu and metric is not None:
-        open_ = (y > 0).astype(np.float32)
-        metric = metric * (open_.T @ open_ / len(y) + CLOSED * np.eye(len(metric)))
     x_mean = x[:fitted].mean(axis=0, dtype=np.float64) if bias else np.zeros(x.shape[1])
     x -= x_mean.astype(np.float32)
     ours, theirs = x[:fitted], x[fitted:]
@@ -252,7 +239,7 @@ def fit_group(
         c, c_held = _product(left[:fitted], ours), _product(left[fitted:], theirs)
         weights, factors = given + _best(solvers, c, g_held, c_held), None
         if ranks is not None:
-            factors = fit_factors(weights, g, inputs, ranks, metric)
+            factors = fit_factors(weights, g, inputs, ranks)
             weights = factors.weights
         if relu:
             response = x @ weights.T.astype(np.float32) + mean.astype(np.float32)

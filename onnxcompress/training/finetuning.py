@@ -73,8 +73,8 @@ def finetune(
         data: samples, or the path of what `open_data` takes.
         teacher: the network whose class probabilities are to be matched; most often the uncompressed one.
         labels: whether the data's labels are to be matched.
-        validation: data after which the best epoch is chosen: by top-1, or without labels by the share of
-            samples on which the teacher agrees.
+        validation: data after which the best epoch is chosen: by top-1, or without labels by the error of the
+            outputs against the teacher's.
         new_head: number of classes of a new task: the last layer gets new random weights.
         epochs: passes over the data.
         steps: instead of epochs.
