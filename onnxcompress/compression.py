@@ -419,8 +419,10 @@ def _planned(original: ir.Model, planner: Planner, share: float, progress: Progr
     assert result.fitted is not None
     fitted = replace(result.fitted, expected_damage=planned.damage)
     shortfall = ""
-    if (reached := planner.share_of(planned.plan)) > share:
-        shortfall = f"{reached:.3f} of the {planner.kind} are left, not {share:.3f}: nothing else can go"
+    if planned.share > share:
+        shortfall = (
+            f"{planned.share:.3f} of the {planner.kind} are left, not {share:.3f}: nothing else can go"
+        )
     return replace(result, unknown=survey.graph.unknown, fitted=fitted, shortfall=shortfall)
 
 

@@ -1,11 +1,13 @@
 """The plan for a budget: chosen by measured sensitivities, measured choice by choice, and corrected."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
 from onnxcompress.factoring.fitted import Factors
@@ -13,8 +15,8 @@ from onnxcompress.factoring.layers import FactorLayer, factor_layers
 from onnxcompress.factoring.surgery import factor
 from onnxcompress.measure.cost import cost
 from onnxcompress.plan import Plan, Ranks
-from onnxcompress.planning.budget import Decision, decide, ranks_of
-from onnxcompress.planning.choices import Choices, Options, choices, possible
+from onnxcompress.planning.budget import Decision, Problem, decide
+from onnxcompress.planning.choices import Options, choices, possible
 from onnxcompress.planning.survey import Change, Survey, changed, factored, measured_damage
 from onnxcompress.pruning.elimination import readers, repaired
 from onnxcompress.pruning.lrn import rewrite_lrn
@@ -25,8 +27,8 @@ from onnxcompress.weights import file_size
 
 KINDS = ("macs", "params", "size")
 
-CORRECTIONS = 2
-"""Times that the damage of all choices of a plan is measured and the plan chosen anew."""
+ROUNDS = 4
+"""Plans that are made for a budget. All choices of each are measured, and the next one goes by that."""
 
 BUDGET_SHARE = 0.99
 """Of the budget that is to be used at least, where there is something left to keep."""
@@ -34,6 +36,10 @@ BUDGET_SHARE = 0.99
 ATTEMPTS = 8
 """Times that the budget of the model of costs is adjusted to the cost of the network itself."""
 
+Choice = str | int
+"""Ranks of a layer, by its name, or channels that a group loses, by its number."""
+
+Array = NDArray[np.float64]
 Advance = Callable[[str, int, int], None]
 
 
@@ -52,9 +58,16 @@ class Target:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and the damage (`measure.damage`) that is expected of it before weights are fitted."""
+    """A plan and what is known of it.
+
+    Attributes:
+        plan: what to do.
+        share: of the original's cost that it leaves.
+        damage: the sum of what its choices did (`measure.damage`) one by one, before weights are fitted.
+    """
 
     plan: Plan
+    share: float
     damage: float
 
 
@@ -82,8 +95,11 @@ class Planner:
     Attributes:
         survey: of the network.
         kind: of cost.
-        sensitivity: damage for each unit of variance that a layer's response loses, by layer.
+        choices: that there are, with the damage that is expected of them before any is measured.
+        measured: damage of choices, by how many channels a group loses, or by the number of a layer's option.
     """
+
+    measured: defaultdict[Choice, dict[int, float]]
 
     def __init__(
         self,
@@ -104,11 +120,12 @@ class Planner:
             progress: called with (what is done, steps done, steps in all).
         """
         self.survey, self.kind, self.progress = survey, kind, progress
+        self.measured = defaultdict(dict)
         self.rewrite = list(rewrite)
         self.total = self._measure(survey.network)
         layers = survey.layers
         options = self._options()
-        self.sensitivity = sensitivity = self._sensitivity(options)
+        sensitivity = self._sensitivity(options)
         self.readers = readers(survey.graph, layers, survey.moments, sensitivity)
         groups = survey.graph.groups if is_convolutional(survey.network, survey.graph) else []
         own = sum(self._cost(layer) for layer in layers if layer.shape)
@@ -123,30 +140,43 @@ class Planner:
             fixed=self.total - own,
             skip=skip,
         )
+        quarter = {index: len(each.order) // 4 for index, each in enumerate(self.choices.eliminations)}
+        self._measure_choices({i: c for i, c in quarter.items() if c}, "measuring groups of channels")
 
     def plan(self, share: float) -> Planned:
         """The best plan found that keeps at most this share of the cost."""
-        decision = self._within(share)
-        for round_ in range(CORRECTIONS):
-            self._correct(decision, f"measuring the plan, {round_ + 1} of {CORRECTIONS}")
-            decision = self._within(share)
-        return Planned(replace(self.choices.plan(decision), rewrite=self.rewrite), decision.damage)
+        found: list[Planned] = []
+        for round_ in range(ROUNDS):
+            decision, left = self._within(share)
+            damage = self._measure_choices(_made(decision), f"measuring plan {round_ + 1} of {ROUNDS}")
+            plan = replace(self.choices.plan(decision), rewrite=self.rewrite)
+            found.append(Planned(plan, left, damage))
+        return min(found, key=lambda planned: (max(planned.share, share), planned.damage))
 
-    def share_of(self, plan: Plan) -> float:
-        """The share of the original's cost that a plan leaves."""
-        return self._real_cost(plan) / self.total
-
-    def _within(self, share: float) -> Decision:
-        """A decision whose network has the cost that is asked for, whatever the model of costs leaves out."""
-        budget, found = share * self.total, []
+    def _within(self, share: float) -> tuple[Decision, float]:
+        """A decision, and the share of the cost that its network has: what is asked for, not by the model."""
+        problem, budget, found = self._problem(), share * self.total, []
         for _ in range(ATTEMPTS):
-            decision = decide(self.choices.problem, budget)
+            decision = decide(problem, budget)
             real = self._real_cost(self.choices.plan(decision)) / self.total
-            found.append((real > share, abs(share - real), decision))
+            found.append((real > share, abs(share - real), decision, real))
             if share * BUDGET_SHARE <= real <= share:
                 break
             budget *= min(share * (1 + BUDGET_SHARE) / 2 / real, 1.2)
-        return min(found, key=lambda each: each[:2])[2]
+        return min(found, key=lambda each: each[:2])[2:]
+
+    def _problem(self) -> Problem:
+        """What is to be decided, with all that has been measured."""
+        given = self.choices.problem
+        layers = {
+            name: replace(layer, damage=through(layer.damage, self.measured[name]))
+            for name, layer in given.layers.items()
+        }
+        groups = [
+            replace(group, damage=np.maximum.accumulate(through(group.damage, self.measured[index])))
+            for index, group in enumerate(given.groups)
+        ]
+        return replace(given, layers=layers, groups=groups)
 
     def _real_cost(self, plan: Plan) -> float:
         network = self.survey.network
@@ -187,51 +217,44 @@ class Planner:
         """Damage for each unit of variance that a layer's response loses when half its cost goes."""
         cases: dict[str, list[Change]] = {}
         lost: dict[str, float] = {}
+        number: dict[str, int] = {}
         for layer in self.survey.layers:
-            if layer.name in options:
-                ranks = self._half(layer, options[layer.name])
-                change, lost[layer.name] = factored(layer, self.survey.moments[layer.name], ranks)
-                cases[layer.name] = [change]
+            if (name := layer.name) in options:
+                number[name] = self._half(layer, options[name])
+                least = Ranks(1, layer.sides[1] if layer.kind == "kxk" else 1)
+                ranks = options[name][number[name] - 1][0] if number[name] else least
+                change, lost[name] = factored(layer, self.survey.moments[name], ranks)
+                cases[name] = [change]
         damage = measured_damage(self.survey, cases, self._advance("measuring sensitivities"))
+        for name in cases:
+            if number[name]:
+                self.measured[name][number[name]] = damage[name]
         return {name: damage[name] / lost[name] if lost[name] > 0 else 0.0 for name in cases}
 
-    def _half(self, layer: FactorLayer, options: Options) -> Ranks:
-        """Ranks at which a layer keeps about half its cost and loses least."""
+    def _half(self, layer: FactorLayer, options: Options) -> int:
+        """The option, from 1, at which a layer keeps about half its cost and loses least; 0 for none."""
         most = self._cost(layer) / 2
-        halved = [option for option in options if self._cost(layer, option[0]) <= most]
-        if not halved:
-            return Ranks(1, layer.sides[1] if layer.kind == "kxk" else 1)
-        return min(halved, key=lambda option: option[1])[0]
+        halved = [i for i, (ranks, _) in enumerate(options, 1) if self._cost(layer, ranks) <= most]
+        return min(halved, key=lambda i: options[i - 1][1], default=0)
 
-    def _correct(self, decision: Decision, what: str) -> None:
-        """Measure the damage of each choice of a decision, and scale what is expected of others like it."""
-        problem, survey = self.choices.problem, self.survey
-        by_name = {layer.name: layer for layer in survey.layers}
-        cases: dict[str, list[Change]] = {}
-        for name in decision.picked:
-            if (
-                ranks := ranks_of(problem, replace(decision, removed=[0] * len(decision.removed)), name)
-            ) is not None:
-                cases[f"layer {name}"] = [factored(by_name[name], survey.moments[name], ranks)[0]]
-        for index, (count, elimination) in enumerate(
-            zip(decision.removed, self.choices.eliminations, strict=True)
-        ):
-            if count:
-                cases[f"group {index}"] = self._pruned(elimination.order[:count])
-        found = measured_damage(survey, cases, self._advance(what))
-        layers = dict(problem.layers)
-        for name, index in decision.picked.items():
-            if f"layer {name}" in found:
-                layers[name] = replace(
-                    layers[name], damage=_scaled(layers[name].damage, index, found[f"layer {name}"])
-                )
-        groups = [
-            replace(group, damage=_scaled(group.damage, count, found[f"group {index}"])) if count else group
-            for index, (group, count) in enumerate(zip(problem.groups, decision.removed, strict=True))
-        ]
-        self.choices = Choices(
-            replace(problem, layers=layers, groups=groups), self.choices.eliminations, survey.graph
-        )
+    def _measure_choices(self, made: Mapping[Choice, int], what: str) -> float:
+        """Measure what choices do, each by itself, unless it is known; the sum of all."""
+        known = self.measured
+        cases: dict[tuple[Choice, int], list[Change]] = {
+            (c, n): self._changes(c, n) for c, n in made.items() if n not in known[c]
+        }
+        for (choice, count), each in measured_damage(self.survey, cases, self._advance(what)).items():
+            known[choice][count] = each
+        return sum(known[choice][count] for choice, count in made.items())
+
+    def _changes(self, choice: Choice, count: int) -> list[Change]:
+        """The weights that a choice gives to layers."""
+        survey = self.survey
+        if isinstance(choice, int):
+            return self._pruned(self.choices.eliminations[choice].order[:count])
+        ranks = self.choices.problem.layers[choice].options[count]
+        (layer,) = (layer for layer in survey.layers if layer.name == choice)
+        return [factored(layer, survey.moments[choice], ranks)[0]]
 
     def _pruned(self, gone: np.ndarray) -> list[Change]:
         weights: dict[str, np.ndarray] = {}
@@ -254,9 +277,30 @@ class Planner:
         return lambda done, total: report(what, done, total)
 
 
-def _scaled(curve: np.ndarray, index: int, measured: float) -> np.ndarray:
-    expected = curve[index]
-    return curve * (measured / expected) if expected > 0 and measured > 0 else curve
+def _made(decision: Decision) -> dict[Choice, int]:
+    """The choices that change anything."""
+    made: list[tuple[Choice, int]] = [*decision.picked.items(), *enumerate(decision.removed)]
+    return {choice: count for choice, count in made if count}
+
+
+def through(expected: Array, measured: Mapping[int, float]) -> Array:
+    """Expectations scaled so that they are what was measured, where it was.
+
+    Between two measurements the ratio of measured to expected is a power of what was expected; beyond them
+    it stays.
+
+    Args:
+        expected: of each choice, (n,).
+        measured: by the number of the choice.
+    """
+    points = [
+        (expected[i], each / expected[i]) for i, each in measured.items() if expected[i] > 0 and each > 0
+    ]
+    if not points:
+        return expected
+    at, ratios = np.log(sorted(points)).T
+    with np.errstate(divide="ignore"):
+        return expected * np.exp(np.interp(np.log(expected), at, ratios))
 
 
 def _empty(layer: FactorLayer, ranks: Ranks) -> list[Factors]:

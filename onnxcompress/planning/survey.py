@@ -1,7 +1,8 @@
 """What is known of a network before anything is decided: moments of layers' inputs, and what errors do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -18,6 +19,8 @@ from onnxcompress.plan import Ranks
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.shapes import concrete_shapes
+
+Name = TypeVar("Name", bound=Hashable)
 
 PROBES = 48
 """Samples that damage to the output is measured on, of those kept for choosing."""
@@ -87,8 +90,8 @@ def changed(layer: FactorLayer, moments: Moments, weights: NDArray[np.float64]) 
 
 
 def measured_damage(
-    survey: Survey, changes: Mapping[str, Sequence[Change]], progress: Progress | None = None
-) -> dict[str, float]:
+    survey: Survey, changes: Mapping[Name, Sequence[Change]], progress: Progress | None = None
+) -> dict[Name, float]:
     """Mean damage to the network's output when some layers have other weights, each case by itself.
 
     Args:
@@ -105,7 +108,7 @@ def measured_damage(
     place = {layer.name: stage for stage, members in enumerate(stages.layers) for layer in members}
     outputs = [str(value.name) for value in network.graph.outputs]
     original: list[list[np.ndarray]] = []
-    found: dict[str, float] = {}
+    found: dict[Name, float] = {}
     for stage in range(len(stages.layers)):
         cases = [n for n, case in changes.items() if min(place[c.layer.name] for c in case) == stage]
         if not cases:
