@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
-from onnxcompress.calibration.patches import fitted_layers, patches
+from onnxcompress.calibration.patches import fitted_layers, patches, per_sample
 from onnxcompress.calibration.samples import Samples, fed, read_samples, split
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.calibration.statistics import kept_statistics, revealing, statistics
@@ -91,6 +91,12 @@ def test_statistics_are_those_of_all_patches_at_once(monkeypatch):
         shrunk = expected * (1 - width / (width + 10 * moments.count))
         np.fill_diagonal(shrunk, np.diag(expected))
         np.testing.assert_allclose(moments.covariance[0], shrunk, atol=1e-4 * np.abs(expected).max())
+
+
+def test_many_samples_give_fewer_patches_each(monkeypatch):
+    monkeypatch.setattr("onnxcompress.calibration.patches.MOST", 640)
+    layer = factor_layers(chain(), concrete_shapes(chain()))[0]
+    assert [per_sample(layer, samples) for samples in (1, 10, 64, 1000)] == [64, 40, 10, 1]
 
 
 def test_statistics_are_kept_and_belong_to_one_network(tmp_path):

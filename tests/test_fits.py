@@ -17,7 +17,7 @@ from onnxcompress.model import simplify
 from onnxcompress.plan import Ranks
 from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, decide, ranks_of
 from onnxcompress.planning.choices import layer_choice
-from onnxcompress.planning.search import KINDS
+from onnxcompress.planning.search import KINDS, through
 from onnxcompress.pruning.elimination import Reader, eliminate, repaired
 from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.recovery.least_squares import fit_group, refit, together
@@ -354,3 +354,17 @@ def test_samples_that_choose_the_ridge_are_the_last_and_fitted_to_by_none(fit, c
     assert set(parts[1].chosen) <= set(rows.chosen[fitted:])
     held_back = choose + fit - fitted // views
     assert held_back == max(choose, min(50, (fit + choose) // 5))
+
+
+@SETTINGS
+@given(st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=12, unique=True), st.data())
+def test_expectations_go_through_what_was_measured(values, data):
+    """Where nothing was measured the ratio of both is between those of the neighbours that were."""
+    expected = np.array(sorted(values))
+    numbers = data.draw(st.sets(st.integers(0, len(expected) - 1), max_size=len(expected)))
+    ratios = {i: data.draw(st.floats(0.1, 10)) for i in sorted(numbers)}
+    found = through(expected, {i: expected[i] * ratio for i, ratio in ratios.items()})
+    for i, ratio in enumerate(found / expected):
+        below, above = [n for n in ratios if n <= i], [n for n in ratios if n >= i]
+        around = [ratios[n] for n in ([max(below)] if below else []) + ([min(above)] if above else [])] or [1]
+        assert min(around) * (1 - 1e-9) <= ratio <= max(around) * (1 + 1e-9)

@@ -15,7 +15,10 @@ PER_INPUT = 10
 """Patches to sample for each input of a filter, so that least squares have enough equations."""
 
 LEAST = 40
-"""Patches to sample from each sample at least, where it has so many."""
+"""Patches to sample from each sample at least, where it has so many …"""
+
+MOST = 2**15
+"""… and all samples together do not give more than so many."""
 
 
 def obstacle(layer: FactorLayer) -> str:
@@ -40,7 +43,8 @@ def obstacle(layer: FactorLayer) -> str:
 
 def per_sample(layer: FactorLayer, samples: int) -> int:
     """Patches to take from each sample, of those that its output has positions for."""
-    wanted = max(LEAST, math.ceil(PER_INPUT * layer.width / samples))
+    least = min(LEAST, math.ceil(MOST / samples))
+    wanted = max(least, math.ceil(PER_INPUT * layer.width / samples))
     positions = layer.output_size if layer.node.op_type in CONVOLUTIONS else layer.size
     return min(wanted, positions)
 

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxcompress.calibration.samples import Samples, fed
 from onnxcompress.factoring.layers import FactorLayer
+from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.runtime import Runnable, run, session
 from onnxcompress.shapes import concrete_shapes
 
@@ -91,10 +92,12 @@ class Stages:
     def _part(self, names: Sequence[str]) -> ir.Model:
         """The part of the network that computes these values from those that are kept."""
         graph = ir.convenience.extract(self.model.graph, self._known, names)
-        for value in graph.inputs:
+        part = ir.Model(graph, ir_version=self.model.ir_version)
+        part = rewrite_lrn(part, lrn_nodes(part))  # LRN nodes are slow
+        for value in part.graph.inputs:
             if value.shape is not None:
                 value.shape = ir.Shape([None] * len(value.shape))
-        return ir.Model(graph, ir_version=self.model.ir_version)
+        return part
 
     def _inputs(self) -> Iterator[Values]:
         if self._kept is None:

@@ -14,6 +14,7 @@ from onnxcompress.calibration.patches import obstacle, patches, per_sample
 from onnxcompress.calibration.samples import Progress, Samples, fed
 from onnxcompress.errors import InputError
 from onnxcompress.factoring.layers import FactorLayer
+from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.runtime import run, session
 from onnxcompress.weights import weights_of
 
@@ -90,7 +91,7 @@ def statistics(
     if not wanted:
         return {}
     read = list(dict.fromkeys(str(layer.node.inputs[0].name) for layer in wanted))  # type: ignore[union-attr]
-    runnable = session(revealing(model, read))
+    runnable = session(revealing(rewrite_lrn(model, lrn_nodes(model)), read))  # LRN nodes are slow
     found = {layer.name: Accumulator() for layer in wanted}
     for places, feeds in fed(samples, runnable):
         values = dict(zip(read, run(runnable, feeds), strict=True))

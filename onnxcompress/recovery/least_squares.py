@@ -5,7 +5,9 @@ original gave (asymmetric reconstruction, Zhang et al. 2016, section 3.3; for pr
 equation 1). Where a Relu follows, an error counts only where it shows behind it (Zhang et al., section 3.1).
 """
 
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,14 +104,16 @@ def refit(
     theirs = Stages(original, [before[layer.name] for layer in layers], samples)
     fits: dict[str, Fit] = {}
     number = {layer.name: index for index, layer in enumerate(layers)}
-    for stage, members in enumerate(ours.layers):
-        seen = _observed(stage, members, before, ours, theirs, gone, number, fitted)
-        for layer in members:
-            found = _fit_layer(layer, seen.pop(layer.name), ranks.get(layer.name))
-            set_weights(layer, found.weight, found.bias if layer.bias is not None else None)
-            fits[layer.name] = found
-        if progress is not None:
-            progress(stage + 1, len(ours.layers))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for stage, members in enumerate(ours.layers):
+            seen = _observed(stage, members, before, ours, theirs, gone, number, fitted)
+            names = [layer.name for layer in members]
+            found = pool.map(_fit_layer, members, map(seen.pop, names), map(ranks.get, names))
+            for layer, new in zip(members, found, strict=True):
+                set_weights(layer, new.weight, new.bias if layer.bias is not None else None)
+                fits[layer.name] = new
+            if progress is not None:
+                progress(stage + 1, len(ours.layers))
     return result, fits
 
 
