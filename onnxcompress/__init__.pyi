@@ -1,18 +1,8 @@
 """What `onnxcompress` offers; read by its loader, editors and type checkers."""
 
 from .caffe import import_caffe
-from .compression import (
-    Calibration,
-    Compressed,
-    Fitted,
-    Point,
-    Stage,
-    apply,
-    compress,
-    decompose,
-    prune,
-    tradeoff,
-)
+from .calibration.given import Calibration
+from .compression import apply, compress, decompose, prune, tradeoff
 from .errors import InputError
 from .inspection import Inspection, inspect
 from .measure.accuracy import Accuracy, evaluate
@@ -22,6 +12,7 @@ from .model import load, save
 from .plan import Plan, Ranks, read_plan
 from .preprocessing import Preprocessing
 from .recovery.training import Training
+from .results import Compressed, Fitted, Point, Stage
 from .training.finetuning import Finetuned, finetune
 from .training.runs import Epoch
 from .training.trainer import Recipe

@@ -1,47 +1,44 @@
-"""The verbs that change a network: choose, apply, repair, and say what became of it.
+"""The verbs that change a network: choose, carry out, and say what became of it.
 
 Each returns a `Compressed`: the network after every stage with its cost, and the plan that leads there.
-Choosing (`pruning.selection`, `factoring.selection`, `planning.search`) only looks; applying only does
-what a plan says. With calibration data, weights are then fitted to the original's responses (`recovery`).
+Choosing (`choosing`, `planning.search`) only looks; carrying out (`pipeline`) only does what a plan says.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 from threadpoolctl import threadpool_limits
 
-from onnxcompress.calibration.samples import Parts, Source, read_samples, split
-from onnxcompress.calibration.statistics import Moments, kept_statistics
+from onnxcompress.calibration.given import Calibration, moments_on, read_parts
+from onnxcompress.calibration.samples import Parts
+from onnxcompress.choosing import (
+    TAYLOR_SAMPLES,
+    FilterChoice,
+    FilterRule,
+    RankRule,
+    check_skip,
+    choose_filters,
+    choose_ranks,
+    reasons_to_keep,
+)
 from onnxcompress.errors import InputError
-from onnxcompress.factoring import selection as rank_selection
-from onnxcompress.factoring.layers import factor_layers
-from onnxcompress.factoring.ranks import parse_rank
-from onnxcompress.factoring.surgery import check_ranks, factor
-from onnxcompress.measure.closeness import Closeness, closeness
-from onnxcompress.measure.cost import Cost, cost
+from onnxcompress.measure.closeness import closeness
+from onnxcompress.measure.cost import cost
 from onnxcompress.model import load, simplify
-from onnxcompress.plan import Plan, Ranks, matches, read_plan
+from onnxcompress.pipeline import carry_out, measured, train
+from onnxcompress.plan import Plan, read_plan
 from onnxcompress.planning.search import Planner, parse_target
 from onnxcompress.planning.survey import survey
-from onnxcompress.preprocessing import Preprocessing
-from onnxcompress.pruning import selection as filter_selection
-from onnxcompress.pruning.activations import DATA_CRITERIA, data_scores
+from onnxcompress.progress import Progress, steps_of
 from onnxcompress.pruning.analysis import analyse
-from onnxcompress.pruning.channels import ChannelGraph
-from onnxcompress.pruning.importance import CRITERIA, set_scores
-from onnxcompress.pruning.interleaved import TAYLOR, prune_and_train, score_by_taylor
-from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
-from onnxcompress.pruning.surgery import filters_of, remove_filters
-from onnxcompress.recovery.least_squares import refit
-from onnxcompress.recovery.training import Training, in_words, trained
+from onnxcompress.pruning.interleaved import TAYLOR, prune_and_train
+from onnxcompress.pruning.lrn import lrn_nodes
+from onnxcompress.recovery.training import Training
+from onnxcompress.results import Compressed, Point, Stage
 from onnxcompress.shapes import concrete_shapes
-from onnxcompress.training.finetuning import Finetuned
 from onnxcompress.training.trainer import Recipe
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, steps done, and steps in all."""
 
 one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 """Sums in the same order on any number of cores, for the same bytes; these matrices are too small for two."""
@@ -51,105 +48,6 @@ SMALLEST = 0.1
 
 PRECISION = 0.1
 """Relative, of the share of the MACs at which such a network is found."""
-
-
-TAYLOR_SAMPLES = 200
-"""That filters are scored by; more change the order little."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A network on its way.
-
-    Attributes:
-        name: ``original``, ``pruned`` (``rewritten`` when nothing was), ``decomposed``, ``trained``.
-        model: the network.
-        cost: of it.
-        training: what training did; None for other stages.
-    """
-
-    name: str
-    model: ir.Model
-    cost: Cost
-    training: Finetuned | None = None
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Calibration data, and how they are read.
-
-    Attributes:
-        source: see `calibration.samples.read_samples`.
-        preprocessing: from image to array; None takes what the network carries.
-        limit: take at most so many samples, spread evenly.
-        stats: file in which the statistics of the network on these data are kept from one call to the next.
-        labels: whether Taylor importance and training use the data's labels; nothing else does.
-    """
-
-    source: Source
-    preprocessing: Preprocessing | None = None
-    limit: int | None = None
-    stats: Path | None = None
-    labels: bool = False
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What calibration samples were used for, each for one purpose.
-
-    Attributes:
-        fit: number of samples that weights were fitted to.
-        choose: number of those that ranks and filters were chosen by.
-        report: number of those that nothing was, on which `closeness` was measured.
-        closeness: of the result to the original.
-        expected_damage: of the plan, before the repair, as `Closeness.damage`; None without a target.
-    """
-
-    fit: int
-    choose: int
-    report: int
-    closeness: Closeness
-    expected_damage: float | None = None
-
-
-@dataclass(frozen=True)
-class Point:
-    """One network of a trade-off.
-
-    Attributes:
-        share: of the original's cost that was asked for.
-        macs, params: that it has.
-        fitted: what was measured of it.
-    """
-
-    share: float
-    macs: int
-    params: int
-    fitted: Fitted
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """The result of a verb.
-
-    Attributes:
-        stages: the original first, then one per stage that changed something.
-        plan: what was done; `apply` does it again.
-        unknown: operators without a pruning rule that held channels back, by node.
-        shortfall: what was asked for and could not be done; empty when all was.
-        fitted: what calibration data were used for; None without any.
-    """
-
-    stages: tuple[Stage, ...]
-    plan: Plan
-    unknown: dict[str, str] = field(default_factory=dict)
-    shortfall: str = ""
-    fitted: "Fitted | None" = None
-
-    @property
-    def model(self) -> ir.Model:
-        """The network after the last stage; the original itself when there was nothing to do."""
-        return self.stages[-1].model
 
 
 @one_blas_thread
@@ -190,39 +88,16 @@ def prune(
     Raises:
         InputError: when the network or the data cannot be read or an option is out of range.
     """
+    rule = FilterRule(ratio, criterion, scope, round_to, skip, seed, flops_weight)
     original = load(model)
     network = simplify(original)
-    parts = _parts(original, data, progress)
+    parts = read_parts(original, data, progress)
     if step is not None:
-        if criterion not in ("", TAYLOR) or data is None or parts is None:
-            raise InputError(f"pruning in rounds goes by {TAYLOR} importance and needs data to train on")
-        steps = _steps(progress, "pruning in rounds")
-        pruned, filters = prune_and_train(
-            network,
-            parts.fit.data,
-            ratio=ratio,
-            step=step,
-            steps=finetune_steps,
-            labels=data.labels,
-            limit=TAYLOR_SAMPLES,
-            flops_weight=flops_weight,
-            scope=scope,
-            round_to=round_to,
-            skip=tuple(skip),
-            recipe=Recipe(seed=seed),
-            preprocessing=data.preprocessing,
-            progress=steps,
-        )
-        rounds = {"pruned": f"{finetune_steps} steps after each round"} if filters else {}
-        plan = Plan(filters, kept=_kept(analyse(network, concrete_shapes(network)), skip), trained=rounds)
-        stages = (Stage("original", original, cost(original)), Stage("pruned", pruned, cost(pruned)))
-        return Compressed(stages if filters else stages[:1], plan, fitted=_fitted(original, pruned, parts))
-    choice = _choose_filters(
-        network, ratio, criterion, scope, round_to, skip, seed, data, parts, progress, flops_weight
-    )
-    _check_skip(skip, choice.layers)
+        return _pruned_in_rounds(original, network, rule, step, finetune_steps, data, parts, progress)
+    choice = choose_filters(network, rule, data, parts, progress)
+    check_skip(skip, choice.layers)
     plan = Plan(prune=choice.filters, kept=choice.kept)
-    return _result(original, network, plan, choice, parts, progress)
+    return _noting(choice, carry_out(original, network, plan, parts, progress))
 
 
 @one_blas_thread
@@ -255,14 +130,13 @@ def decompose(
     Raises:
         InputError: when the network or the data cannot be read or an option is out of range.
     """
+    rule = RankRule(rank, round_to, skip, include_pointwise, include_gemm)
     original = load(model)
     network = simplify(original)
-    parts = _parts(original, data, progress)
-    include = _kinds(include_pointwise, include_gemm)
-    moments = _moments(network, data, parts, progress)
-    ranks, kept, layers = _choose_ranks(network, rank, round_to, skip, include, moments, progress)
-    _check_skip(skip, layers)
-    return _result(original, network, Plan(decompose=ranks, kept=kept), None, parts, progress)
+    parts = read_parts(original, data, progress)
+    choice = choose_ranks(network, rule, moments_on(network, data, parts, progress), progress)
+    check_skip(skip, choice.layers)
+    return carry_out(original, network, Plan(decompose=choice.ranks, kept=choice.kept), parts, progress)
 
 
 @one_blas_thread
@@ -302,8 +176,6 @@ def compress(
     Raises:
         InputError: when the network or the data cannot be read or an option is out of range.
     """
-    original = load(model)
-    network = simplify(original)
     budgeted = bool(target) or keep_accuracy is not None
     if training is not None and data is None:
         raise InputError("training needs calibration data: give some with --data")
@@ -311,42 +183,15 @@ def compress(
         raise InputError(f"method: '{method}' is not one of joint, paper")
     if method and budgeted != (method == "joint"):
         raise InputError("method: joint needs a target or an accuracy to keep; paper takes neither")
+    if target and keep_accuracy is not None:
+        raise InputError("give a target or an accuracy to keep, not both")
     if budgeted:
         if data is None:
             raise InputError("a target or an accuracy to keep needs calibration data: give some with --data")
-        if target and keep_accuracy is not None:
-            raise InputError("give a target or an accuracy to keep, not both")
-        parts = _parts(original, data, progress)
-        assert parts is not None
-        goal = parse_target(target) if target else None
-        moments = _moments(network, data, parts, progress)
-        found = survey(network, parts, moments)
-        _check_skip(skip, [layer.name for layer in found.layers])
-        kind = goal.kind if goal else "macs"
-        planner = Planner(found, kind, rewrite=lrn_nodes(network), skip=skip, progress=progress)
-        if goal is not None:
-            result = _planned(original, planner, goal.share, progress)
-        else:
-            assert keep_accuracy is not None
-            result = _keeping(original, planner, keep_accuracy, progress)
-        return _trained(result, training, data, parts, progress)
-    parts = _parts(original, data, progress)
-    choice = _choose_filters(network, ratio, criterion, scope, round_to, skip, seed, data, parts, progress)
-    pruning = Plan(choice.filters, lrn_nodes(network) if training is not None else [], kept=choice.kept)
-    first = _result(original, network, pruning, choice, parts, progress)
-    first = _trained(first, training, data, parts, progress)
-    pruned = first.model if len(first.stages) > 1 else network
-    include = _kinds(include_pointwise, include_gemm)
-    moments = _moments(pruned, None if choice.filters else data, parts, progress)
-    ranks, kept, layers = _choose_ranks(pruned, rank, round_to, skip, include, moments, progress)
-    _check_skip(skip, [*choice.layers, *layers])
-    plan = Plan(choice.filters, lrn_nodes(network), ranks, choice.kept | kept)
-    if training is None:
-        return _result(original, network, plan, choice, parts, progress)
-    second = _result(original, pruned, Plan(decompose=ranks), choice, parts, progress)
-    second = _trained(second, training, data, parts, progress)
-    plan = replace(plan, trained=first.plan.trained | second.plan.trained)
-    return replace(second, stages=(*first.stages, *second.stages[1:]), plan=plan)
+        return _under_budget(load(model), target, keep_accuracy, skip, training, data, progress)
+    filters = FilterRule(ratio, criterion, scope, round_to, skip, seed)
+    ranks = RankRule(rank, round_to, skip, include_pointwise, include_gemm)
+    return _by_the_paper(load(model), filters, ranks, training, data, progress)
 
 
 @one_blas_thread
@@ -371,7 +216,8 @@ def apply(
     original = load(model)
     if not isinstance(plan, Plan):
         plan = read_plan(plan)
-    return _result(original, simplify(original), plan, None, _parts(original, data, progress), progress)
+    parts = read_parts(original, data, progress)
+    return carry_out(original, simplify(original), plan, parts, progress)
 
 
 @one_blas_thread
@@ -398,12 +244,10 @@ def tradeoff(
         one point per share, descending.
     """
     original = load(model)
-    network = simplify(original)
-    parts = _parts(original, data, progress)
-    assert parts is not None
     goals = [parse_target(f"{kind}={share}").share for share in sorted(shares, reverse=True)]
-    found = survey(network, parts, _moments(network, data, parts, progress))
-    planner = Planner(found, kind, rewrite=lrn_nodes(network), skip=skip, progress=progress)
+    parts = read_parts(original, data, progress)
+    assert parts is not None
+    planner = _planner(original, kind, skip, data, parts, progress)
     points = []
     for share in goals:
         result = _planned(original, planner, share, progress)
@@ -412,10 +256,116 @@ def tradeoff(
     return points
 
 
+def _pruned_in_rounds(
+    original: ir.Model,
+    network: ir.Model,
+    rule: FilterRule,
+    step: float,
+    finetune_steps: int,
+    data: Calibration | None,
+    parts: Parts | None,
+    progress: Progress | None,
+) -> Compressed:
+    if rule.criterion not in ("", TAYLOR) or data is None or parts is None:
+        raise InputError(f"pruning in rounds goes by {TAYLOR} importance and needs data to train on")
+    pruned, filters = prune_and_train(
+        network,
+        parts.fit.data,
+        ratio=rule.ratio,
+        step=step,
+        steps=finetune_steps,
+        labels=data.labels,
+        limit=TAYLOR_SAMPLES,
+        flops_weight=rule.flops_weight,
+        scope=rule.scope,
+        round_to=rule.round_to,
+        skip=tuple(rule.skip),
+        recipe=Recipe(seed=rule.seed),
+        preprocessing=data.preprocessing,
+        progress=steps_of(progress, "pruning in rounds"),
+    )
+    stages = [Stage("original", original, cost(original))]
+    rounds = {}
+    if filters:
+        stages.append(Stage("pruned", pruned, cost(pruned)))
+        rounds = {"pruned": f"{finetune_steps} steps after each round"}
+    kept = reasons_to_keep(analyse(network, concrete_shapes(network)), rule.skip)
+    plan = Plan(filters, kept=kept, trained=rounds)
+    return Compressed(tuple(stages), plan, fitted=measured(original, pruned, parts))
+
+
+def _by_the_paper(
+    original: ir.Model,
+    filters: FilterRule,
+    ranks: RankRule,
+    training: Training | None,
+    data: Calibration | None,
+    progress: Progress | None,
+) -> Compressed:
+    """Prune, then decompose what is left; with training, after each stage."""
+    network = simplify(original)
+    parts = read_parts(original, data, progress)
+    going = choose_filters(network, filters, data, parts, progress)
+    pruning = Plan(going.filters, lrn_nodes(network) if training is not None else [], kept=going.kept)
+    first = carry_out(original, network, pruning, parts, progress)
+    first = train(first, training, data, parts, progress)
+    pruned = first.model if len(first.stages) > 1 else network
+    moments = moments_on(pruned, None if going.filters else data, parts, progress)
+    chain = choose_ranks(pruned, ranks, moments, progress)
+    check_skip(filters.skip, [*going.layers, *chain.layers])
+    plan = Plan(going.filters, lrn_nodes(network), chain.ranks, going.kept | chain.kept)
+    if training is None:
+        return _noting(going, carry_out(original, network, plan, parts, progress))
+    second = carry_out(original, pruned, Plan(decompose=chain.ranks), parts, progress)
+    second = train(second, training, data, parts, progress)
+    plan = replace(plan, trained=first.plan.trained | second.plan.trained)
+    return _noting(going, replace(second, stages=(*first.stages, *second.stages[1:]), plan=plan))
+
+
+def _noting(choice: FilterChoice, result: Compressed) -> Compressed:
+    return replace(result, unknown=choice.unknown, shortfall=choice.shortfall)
+
+
+def _under_budget(
+    original: ir.Model,
+    target: str,
+    keep_accuracy: float | None,
+    skip: Sequence[str],
+    training: Training | None,
+    data: Calibration,
+    progress: Progress | None,
+) -> Compressed:
+    """Choose filters and ranks together."""
+    goal = parse_target(target) if target else None
+    parts = read_parts(original, data, progress)
+    assert parts is not None
+    planner = _planner(original, goal.kind if goal else "macs", skip, data, parts, progress)
+    if goal is not None:
+        result = _planned(original, planner, goal.share, progress)
+    else:
+        assert keep_accuracy is not None
+        result = _keeping(original, planner, keep_accuracy, progress)
+    return train(result, training, data, parts, progress)
+
+
+def _planner(
+    original: ir.Model,
+    kind: str,
+    skip: Sequence[str],
+    data: Calibration,
+    parts: Parts,
+    progress: Progress | None,
+) -> Planner:
+    network = simplify(original)
+    found = survey(network, parts, moments_on(network, data, parts, progress))
+    check_skip(skip, [layer.name for layer in found.layers])
+    return Planner(found, kind, rewrite=lrn_nodes(network), skip=skip, progress=progress)
+
+
 def _planned(original: ir.Model, planner: Planner, share: float, progress: Progress | None) -> Compressed:
     planned = planner.plan(share)
     survey = planner.survey
-    result = _result(original, survey.network, planned.plan, None, survey.parts, progress)
+    result = carry_out(original, survey.network, planned.plan, survey.parts, progress)
     assert result.fitted is not None
     fitted = replace(result.fitted, expected_damage=planned.damage)
     shortfall = ""
@@ -443,237 +393,3 @@ def _keeping(original: ir.Model, planner: Planner, wanted: float, progress: Prog
         return best
     nothing = Compressed((Stage("original", original, cost(original)),), Plan())
     return replace(nothing, shortfall=f"no smaller network was found to keep {wanted}")
-
-
-def _result(
-    original: ir.Model,
-    network: ir.Model,
-    plan: Plan,
-    choice: "_FilterChoice | None",
-    parts: Parts | None,
-    progress: Progress | None,
-) -> Compressed:
-    stages = _stages(original, network, plan, parts, progress)
-    fitted = _fitted(original, stages[-1].model, parts)
-    if choice is None:
-        return Compressed(stages, plan, fitted=fitted)
-    return Compressed(stages, plan, choice.unknown, choice.shortfall, fitted)
-
-
-def _fitted(original: ir.Model, network: ir.Model, parts: Parts | None) -> Fitted | None:
-    if parts is None:
-        return None
-    close = closeness(original, network, parts.report)
-    return Fitted(parts.fit.count, parts.choose.count, parts.report.count, close)
-
-
-def _trained(
-    result: Compressed,
-    training: Training | None,
-    data: Calibration | None,
-    parts: Parts | None,
-    progress: Progress | None,
-) -> Compressed:
-    """The result with one more stage; as it is where nothing was compressed."""
-    if training is None or not (result.plan.prune or result.plan.decompose):
-        return result
-    assert data is not None
-    assert parts is not None
-    assert result.fitted is not None
-    original, last = result.stages[0].model, result.stages[-1]
-    done = trained(
-        original,
-        last.model,
-        parts,
-        training,
-        preprocessing=data.preprocessing,
-        progress=_steps(progress, "training"),
-    )
-    stage = Stage("trained", done.model, last.cost, done)
-    close = closeness(original, done.model, parts.report)
-    return replace(
-        result,
-        stages=(*result.stages, stage),
-        plan=replace(result.plan, trained={last.name: in_words(done)}),
-        fitted=replace(result.fitted, closeness=close),
-    )
-
-
-def _stages(
-    original: ir.Model,
-    network: ir.Model,
-    plan: Plan,
-    parts: Parts | None,
-    progress: Progress | None,
-) -> tuple[Stage, ...]:
-    stages = [Stage("original", original, cost(original))]
-    if unknown := set(plan.rewrite) - set(lrn_nodes(network)):
-        raise InputError(f"rewrite: there is no LRN node '{min(unknown)}'")
-    given = network
-    if plan.prune:
-        network = remove_filters(network, plan.prune)
-    if plan.rewrite:
-        network = rewrite_lrn(network, plan.rewrite)
-    factors = {}
-    if parts is not None and (plan.prune or plan.decompose):
-        check_ranks(network, plan.decompose)
-        steps = _steps(progress, "fitting weights")
-        network, fits = refit(given, network, plan.prune, plan.decompose, parts.fit, parts.choose, steps)
-        factors = {name: fit.factors for name, fit in fits.items() if fit.factors is not None}
-    if plan.prune or plan.rewrite:
-        stages.append(Stage("pruned" if plan.prune else "rewritten", network, cost(network)))
-    if plan.decompose:
-        network = factor(network, plan.decompose, factors)
-        stages.append(Stage("decomposed", network, cost(network)))
-    return tuple(stages)
-
-
-def _parts(original: ir.Model, data: Calibration | None, progress: Progress | None) -> Parts | None:
-    if data is None:
-        return None
-    steps = _steps(progress, "reading the data")
-    samples = read_samples(
-        original, data.source, preprocessing=data.preprocessing, limit=data.limit, progress=steps
-    )
-    origin = samples.origin
-    if data.labels and (origin is None or origin.labels is None):
-        raise InputError("the calibration data has no labels: give labelled data, or leave out --labels")
-    if origin is not None and not data.labels:
-        samples = replace(samples, origin=replace(origin, labels=None))
-    return split(samples)
-
-
-def _moments(
-    network: ir.Model, data: Calibration | None, parts: Parts | None, progress: Progress | None
-) -> Mapping[str, Moments] | None:
-    if parts is None:
-        return None
-    layers = factor_layers(network, concrete_shapes(network))
-    steps = _steps(progress, "collecting statistics")
-    return kept_statistics(data.stats if data is not None else None, network, layers, parts.fit, steps)
-
-
-def _steps(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
-    if progress is None:
-        return None
-    report = progress
-    return lambda done, total: report(what, done, total)
-
-
-@dataclass(frozen=True)
-class _FilterChoice:
-    filters: dict[str, list[int]]
-    kept: dict[str, str]
-    layers: list[str]
-    unknown: dict[str, str]
-    shortfall: str
-
-
-def _choose_filters(
-    network: ir.Model,
-    ratio: float,
-    criterion: str,
-    scope: str,
-    round_to: int,
-    skip: Sequence[str],
-    seed: int,
-    data: Calibration | None,
-    parts: Parts | None,
-    progress: Progress | None,
-    flops_weight: float = 0.0,
-) -> _FilterChoice:
-    if not 0 <= ratio < 1:
-        raise InputError(f"ratio: {ratio} is not in [0, 1)")
-    criterion = criterion or ("l2" if data is None else "reconstruction")
-    known = (*CRITERIA, *DATA_CRITERIA, TAYLOR)
-    if criterion not in known:
-        raise InputError(f"criterion: '{criterion}' is not one of {', '.join(known)}")
-    if criterion not in CRITERIA and parts is None:
-        raise InputError(f"criterion: {criterion} needs calibration data: give some with --data")
-    if scope not in ("layer", "global"):
-        raise InputError(f"scope: '{scope}' is not one of layer, global")
-    _check_round_to(round_to)
-    graph = analyse(network, concrete_shapes(network))
-    if not filter_selection.is_convolutional(network, graph):
-        whole = "only networks with convolutions on inner features are pruned"
-        kept = {layer.name: graph.reason(layer) or whole for layer in graph.layers}
-        return _FilterChoice({}, kept, list(kept), {}, "")
-    if criterion in CRITERIA:
-        scores = set_scores(graph, criterion, seed)
-    elif criterion == TAYLOR:
-        assert data is not None
-        assert parts is not None
-        score = score_by_taylor(
-            parts.fit.data,
-            limit=TAYLOR_SAMPLES,
-            seed=seed,
-            flops_weight=flops_weight,
-            preprocessing=data.preprocessing,
-        )
-        scores = score(network, graph)
-    else:
-        moments = _moments(network, data, parts, progress)
-        assert moments is not None
-        layers = factor_layers(network, concrete_shapes(network))
-        scores = data_scores(criterion, graph, layers, moments)
-    chosen, missing = filter_selection.select(
-        network, graph, ratio=ratio, scores=scores, scope=scope, round_to=round_to, skip=tuple(skip)
-    )
-    shortfall = ""
-    if scope == "global" and round_to == 1 and missing:
-        wanted = len(chosen) + missing
-        shortfall = f"{len(chosen)} of {wanted} channels could go: one of every group stays"
-    names = [layer.name for layer in graph.layers]
-    return _FilterChoice(filters_of(graph, chosen), _kept(graph, skip), names, graph.unknown, shortfall)
-
-
-def _kept(graph: ChannelGraph, skip: Sequence[str]) -> dict[str, str]:
-    """Why layers keep their filters."""
-    reasons = {
-        layer.name: "skipped as asked" if matches(layer.name, skip) else graph.reason(layer)
-        for layer in graph.layers
-    }
-    return {name: reason for name, reason in reasons.items() if reason}
-
-
-def _choose_ranks(
-    network: ir.Model,
-    rank: str,
-    round_to: int,
-    skip: Sequence[str],
-    include: frozenset[str],
-    moments: Mapping[str, Moments] | None,
-    progress: Progress | None,
-) -> tuple[dict[str, Ranks], dict[str, str], list[str]]:
-    rule = parse_rank(rank)
-    _check_round_to(round_to)
-    layers = factor_layers(network, concrete_shapes(network))
-    ranks, kept = rank_selection.select(
-        layers,
-        rank=rule,
-        round_to=round_to,
-        skip=tuple(skip),
-        include=include,
-        moments=moments,
-        progress=_steps(progress, "choosing ranks"),
-    )
-    return ranks, kept, [layer.name for layer in layers]
-
-
-def _kinds(include_pointwise: bool, include_gemm: bool) -> frozenset[str]:
-    return frozenset(
-        {"kxk"} | ({"1x1"} if include_pointwise else set()) | ({"gemm"} if include_gemm else set())
-    )
-
-
-def _check_round_to(round_to: int) -> None:
-    if round_to < 1:
-        raise InputError(f"round-to: {round_to} is not at least 1")
-
-
-def _check_skip(patterns: Sequence[str], layers: Sequence[str]) -> None:
-    for pattern in patterns:
-        if not any(matches(layer, [pattern]) for layer in layers):
-            raise InputError(
-                f"skip: no layer matches '{pattern}'; see `onnxcompress inspect` for their names"
-            )

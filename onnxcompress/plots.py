@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onnxcompress.compression import Compressed, Point
 from onnxcompress.errors import InputError
 from onnxcompress.report import layers_json
+from onnxcompress.results import Compressed, Point
 
 BEFORE, AFTER = "#c3cbd6", "#1f6f8b"
 

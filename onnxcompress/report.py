@@ -10,10 +10,10 @@ from rich import box
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from onnxcompress.compression import Compressed, Fitted, Point
     from onnxcompress.inspection import InspectedLayer, Inspection
     from onnxcompress.measure.accuracy import Accuracy
     from onnxcompress.measure.latency import Latency
+    from onnxcompress.results import Compressed, Fitted, Point
     from onnxcompress.training.finetuning import Finetuned
     from onnxcompress.training.runs import Epoch
 

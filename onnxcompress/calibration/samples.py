@@ -1,7 +1,7 @@
 """Calibration samples: read once, kept on the disk as the network takes them, in batches and in parts."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from onnxcompress.data import Data, Reader, open_data, pick, reader, subset
 from onnxcompress.errors import InputError
 from onnxcompress.preprocessing import Preprocessing, View, from_metadata
+from onnxcompress.progress import Steps
 from onnxcompress.runtime import DTYPES, Runnable, session
 
 Feeds = Mapping[str, np.ndarray]
 Source = Data | str | Path | Iterable[Feeds]
-Progress = Callable[[int, int], None]
 
 BATCH = 8
 
@@ -108,7 +108,7 @@ def read_samples(
     *,
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
-    progress: Progress | None = None,
+    progress: Steps | None = None,
 ) -> Samples:
     """Read calibration data; images are decoded and prepared once, into a temporary file.
 
@@ -194,7 +194,7 @@ def _gathered(source: Iterable[Feeds], names: set[str]) -> dict[str, np.ndarray]
     return {name: np.concatenate([np.asarray(each[name]) for each in feeds]) for name in names}
 
 
-def _on_disk(read: Reader, count: int, views: int, progress: Progress | None) -> np.ndarray:
+def _on_disk(read: Reader, count: int, views: int, progress: Steps | None) -> np.ndarray:
     array = None
     random = np.random.default_rng(0)
     for start in range(0, count, BATCH):

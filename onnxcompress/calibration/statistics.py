@@ -11,9 +11,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.calibration.patches import obstacle, patches, per_sample
-from onnxcompress.calibration.samples import Progress, Samples, fed
+from onnxcompress.calibration.samples import Samples, fed
 from onnxcompress.errors import InputError
 from onnxcompress.factoring.layers import FactorLayer
+from onnxcompress.progress import Steps
 from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.runtime import run, session
 from onnxcompress.weights import weights_of
@@ -74,7 +75,7 @@ class Accumulator:
 
 
 def statistics(
-    model: ir.Model, layers: list[FactorLayer], samples: Samples, progress: Progress | None = None
+    model: ir.Model, layers: list[FactorLayer], samples: Samples, progress: Steps | None = None
 ) -> dict[str, Moments]:
     """Moments of the patches that each layer reads.
 
@@ -110,7 +111,7 @@ def kept_statistics(
     model: ir.Model,
     layers: list[FactorLayer],
     samples: Samples,
-    progress: Progress | None = None,
+    progress: Steps | None = None,
 ) -> dict[str, Moments]:
     """The same, from a file where they are kept; written to it where they are not.
 

@@ -1,7 +1,7 @@
 """Choosing the ranks at which layers are factored."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from math import ceil
 
 import numpy as np
@@ -11,6 +11,7 @@ from onnxcompress.factoring.fitted import channel_slices, regular
 from onnxcompress.factoring.layers import FactorLayer, sharing
 from onnxcompress.factoring.ranks import MatrixRank, tucker_ranks
 from onnxcompress.plan import Ranks, matches
+from onnxcompress.progress import Steps
 
 FEW_CHANNELS = 4
 """Input channels (per group) up to which only the output side is factored: those of images."""
@@ -24,7 +25,7 @@ def select(
     skip: tuple[str, ...],
     include: frozenset[str],
     moments: Mapping[str, Moments] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Steps | None = None,
 ) -> tuple[dict[str, Ranks], dict[str, str]]:
     """Choose ranks by a rule; leave alone what would not have fewer MACs.
 

@@ -1,6 +1,5 @@
 """How well a network does on data, and how close it stays to the network it came from."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import onnxruntime as ort
 from onnxcompress.data import Data, batches, open_data, subset
 from onnxcompress.errors import InputError
 from onnxcompress.preprocessing import Preprocessing, from_metadata
+from onnxcompress.progress import Steps
 from onnxcompress.runtime import DTYPES, run, session
 
 TOP = 5
@@ -54,7 +54,7 @@ def evaluate(
     preprocessing: Preprocessing | None = None,
     batch: int = 16,
     limit: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Steps | None = None,
 ) -> Accuracy:
     """Run a network, and the one it is compared with, over the data.
 

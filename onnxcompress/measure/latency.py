@@ -5,7 +5,7 @@ import re
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.model import load
+from onnxcompress.progress import Steps
 from onnxcompress.runtime import random_feeds, run, session
 from onnxcompress.shapes import free_size
 
@@ -67,7 +68,7 @@ def bench(
     runs: int = 40,
     warmup: int = 5,
     seconds: float = 60.0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Steps | None = None,
 ) -> list[Latency]:
     """Time networks against each other on random input, the same for networks that take the same.
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from onnxcompress.plan import Plan, Ranks
 from onnxcompress.planning.budget import Decision, Problem, decide
 from onnxcompress.planning.choices import Options, choices, possible
 from onnxcompress.planning.survey import Change, Survey, changed, factored, measured_damage
+from onnxcompress.progress import Progress, steps_of
 from onnxcompress.pruning.elimination import readers, repaired
 from onnxcompress.pruning.lrn import rewrite_lrn
 from onnxcompress.pruning.selection import is_convolutional, skipped
@@ -40,7 +41,6 @@ Choice = str | int
 """Ranks of a layer, by its name, or channels that a group loses, by its number."""
 
 Array = NDArray[np.float64]
-Advance = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Planner:
         *,
         rewrite: Sequence[str] = (),
         skip: Sequence[str] = (),
-        progress: Advance | None = None,
+        progress: Progress | None = None,
     ) -> None:
         """Measure how sensitive the output is to every layer.
 
@@ -204,7 +204,7 @@ class Planner:
 
     def _options(self) -> dict[str, Options]:
         """What each layer whose responses are known can become."""
-        report = self._advance("looking at ranks")
+        report = steps_of(self.progress, "looking at ranks")
         known = [layer for layer in self.survey.layers if layer.name in self.survey.moments]
         found: dict[str, Options] = {}
         for layer in known:
@@ -225,7 +225,7 @@ class Planner:
                 ranks = options[name][number[name] - 1][0] if number[name] else least
                 change, lost[name] = factored(layer, self.survey.moments[name], ranks)
                 cases[name] = [change]
-        damage = measured_damage(self.survey, cases, self._advance("measuring sensitivities"))
+        damage = measured_damage(self.survey, cases, steps_of(self.progress, "measuring sensitivities"))
         for name in cases:
             if number[name]:
                 self.measured[name][number[name]] = damage[name]
@@ -243,7 +243,9 @@ class Planner:
         cases: dict[tuple[Choice, int], list[Change]] = {
             (c, n): self._changes(c, n) for c, n in made.items() if n not in known[c]
         }
-        for (choice, count), each in measured_damage(self.survey, cases, self._advance(what)).items():
+        for (choice, count), each in measured_damage(
+            self.survey, cases, steps_of(self.progress, what)
+        ).items():
             known[choice][count] = each
         return sum(known[choice][count] for choice, count in made.items())
 
@@ -269,12 +271,6 @@ class Planner:
                     )
                 weights[name][reader.part] = repaired(reader, gone)
         return [changed(layers[name], self.survey.moments[name], weights[name]) for name in weights]
-
-    def _advance(self, what: str) -> Callable[[int, int], None] | None:
-        if self.progress is None:
-            return None
-        report = self.progress
-        return lambda done, total: report(what, done, total)
 
 
 def _made(decision: Decision) -> dict[Choice, int]:

@@ -9,13 +9,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.calibration.patches import fitted_layers
-from onnxcompress.calibration.samples import Parts, Progress
+from onnxcompress.calibration.samples import Parts
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.calibration.statistics import Moments, statistics
 from onnxcompress.factoring.fitted import fit_factors, regular
 from onnxcompress.factoring.layers import FactorLayer, factor_layers, set_weights
 from onnxcompress.measure.damage import damage
 from onnxcompress.plan import Ranks
+from onnxcompress.progress import Steps
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.shapes import concrete_shapes
@@ -58,7 +59,7 @@ def survey(
     network: ir.Model,
     parts: Parts,
     moments: Mapping[str, Moments] | None = None,
-    progress: Progress | None = None,
+    progress: Steps | None = None,
 ) -> Survey:
     """Analyse a network and, unless the moments are known already, run it once on the data."""
     shapes = concrete_shapes(network)
@@ -90,7 +91,7 @@ def changed(layer: FactorLayer, moments: Moments, weights: NDArray[np.float64]) 
 
 
 def measured_damage(
-    survey: Survey, changes: Mapping[Name, Sequence[Change]], progress: Progress | None = None
+    survey: Survey, changes: Mapping[Name, Sequence[Change]], progress: Steps | None = None
 ) -> dict[Name, float]:
     """Mean damage to the network's output when some layers have other weights, each case by itself.
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from onnxcompress import preprocessing as prep
 from onnxcompress.data import Data, batches
 from onnxcompress.errors import InputError
+from onnxcompress.progress import Steps
 from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.pruning.iterative import prune_in_steps
 from onnxcompress.pruning.taylor import taylor_scores
@@ -71,7 +72,7 @@ def prune_and_train(
     skip: tuple[str, ...] = (),
     recipe: Recipe | None = None,
     preprocessing: prep.Preprocessing | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Steps | None = None,
 ) -> tuple[ir.Model, dict[str, list[int]]]:
     """Score by Taylor expansion, remove some filters, train; until enough are gone.
 

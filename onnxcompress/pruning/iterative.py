@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcompress.progress import Steps
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.pruning.selection import select, skipped
@@ -26,7 +27,7 @@ def prune_in_steps(
     scope: str = "global",
     round_to: int = 1,
     skip: tuple[str, ...] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Steps | None = None,
 ) -> tuple[ir.Model, dict[str, list[int]]]:
     """Remove filters in several rounds: score, remove, recover.
 

@@ -21,11 +21,11 @@ from onnxcompress.calibration.stages import Stages
 from onnxcompress.factoring.fitted import Factors, fit_factors
 from onnxcompress.factoring.layers import FactorLayer, factor_layers, set_weights
 from onnxcompress.plan import Ranks
+from onnxcompress.progress import Steps
 from onnxcompress.pruning.surgery import filters_gone
 from onnxcompress.shapes import concrete_shapes
 
 Array = NDArray[np.float64]
-Progress = Callable[[int, int], None]
 
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Pull toward the given weights, relative to the mean variance of the inputs; held-back samples choose."""
@@ -74,7 +74,7 @@ def refit(
     ranks: dict[str, Ranks],
     fit: Samples,
     choose: Samples,
-    progress: Progress | None = None,
+    progress: Steps | None = None,
 ) -> tuple[ir.Model, dict[str, Fit]]:
     """Fit all layers of a network to the original's responses, front to back.
 

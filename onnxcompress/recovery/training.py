@@ -1,12 +1,12 @@
 """Training a compressed network on its calibration samples, after the original's answers or by labels."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from onnxcompress.calibration.samples import Parts
 from onnxcompress.preprocessing import Preprocessing
+from onnxcompress.progress import Steps
 from onnxcompress.training.finetuning import Finetuned, finetune
 from onnxcompress.training.trainer import Recipe
 
@@ -31,7 +31,7 @@ def trained(
     training: Training,
     *,
     preprocessing: Preprocessing | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Steps | None = None,
 ) -> Finetuned:
     """Train after the original's answers, and by labels where the samples have some.
 

@@ -13,6 +13,7 @@ from onnxcompress.data import Data, open_data
 from onnxcompress.errors import InputError
 from onnxcompress.measure.accuracy import Accuracy, evaluate
 from onnxcompress.model import load, simplify
+from onnxcompress.progress import Steps
 from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.runtime import run as run_network
 from onnxcompress.runtime import session
@@ -63,7 +64,7 @@ def finetune(
     preprocessing: prep.Preprocessing | None = None,
     checkpoint_file: str | Path | None = None,
     resume: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Steps | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Finetuned:
     """Train the weights of a network; its shape stays.

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnxcompress.errors import InputError
 from onnxcompress.measure.accuracy import Accuracy
+from onnxcompress.progress import Steps
 from onnxcompress.training import checkpoint
 from onnxcompress.training.optimizers import Arrays
 from onnxcompress.training.trainer import State, Step
@@ -68,7 +69,7 @@ def go(
     per_epoch: int,
     validate: Validate,
     keep: Callable[[Run], None],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Steps | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> None:
     """Take the steps, which change the run's state, to the end.

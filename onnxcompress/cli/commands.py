@@ -1,39 +1,62 @@
-"""The command line: the verbs of the package, one command each."""
+"""The verbs of the package, one command each."""
 
 import functools
 import json
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import Annotated, ParamSpec
 
 import onnx_ir as ir
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import onnxcompress as verbs
 from onnxcompress import plots, report
-from onnxcompress.compression import Calibration
+from onnxcompress.cli.options import (
+    CalibrationData,
+    ChannelOrder,
+    Criterion,
+    Crop,
+    Debug,
+    IncludeGemm,
+    IncludePointwise,
+    Json,
+    KeepAccuracy,
+    Labels,
+    Layers,
+    Limit,
+    Mean,
+    Method,
+    Model,
+    Output,
+    Quiet,
+    Rank,
+    Ratio,
+    Resize,
+    RoundTo,
+    Scale,
+    Scope,
+    Seed,
+    Skip,
+    Stats,
+    Target,
+    Threads,
+    calibration_of,
+    numbers,
+    preprocessing_of,
+    size,
+)
+from onnxcompress.cli.terminal import DONE, SHORT, guarded, progress_bar, show, stdout
 from onnxcompress.errors import InputError
 from onnxcompress.model import check_output, copy, files_of, load, save, write_text
 from onnxcompress.plan import read_plan, to_yaml
-from onnxcompress.preprocessing import Preprocessing, read
+from onnxcompress.preprocessing import Preprocessing
 from onnxcompress.runtime import runner
 from onnxcompress.weights import fit_one_message
 
-DONE, SHORT, BAD_INPUT = 0, 1, 2
-
-LONGEST_MESSAGE = 1000
-"""Characters."""
-
 P = ParamSpec("P")
-Advance = Callable[[str, int, int], None]
 
 app = typer.Typer(
     name="onnxcompress",
@@ -49,116 +72,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-stdout = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-
-Model = Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)]
-Output = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object (docs/json.md) instead of tables.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print neither progress nor tables.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Ratio = Annotated[float, typer.Option(help="Share of the filters to remove, in [0, 1).")]
-Criterion = Annotated[
-    str,
-    typer.Option(
-        help="What tells which filters matter least: l1, l2, fpgm, random; with --data also apoz, "
-        "activation, reconstruction, taylor. Default: reconstruction with --data, else l2.",
-        show_default=False,
-    ),
-]
-Scope = Annotated[
-    str, typer.Option(help="The ratio is that of every layer (layer) or of the network (global).")
-]
-Rank = Annotated[
-    str, typer.Option(help="Rule for the ranks: vbmf, vbmf:FACTOR, energy:SHARE or fraction:SHARE.")
-]
-RoundTo = Annotated[int, typer.Option(help="Keep filters and ranks in multiples of this.")]
-Skip = Annotated[list[str], typer.Option(help="Glob of layer names to leave as they are; may be repeated.")]
-IncludePointwise = Annotated[bool, typer.Option("--include-pointwise", help="Factor 1×1 convolutions too.")]
-IncludeGemm = Annotated[bool, typer.Option("--include-gemm", help="Factor fully connected layers too.")]
-Seed = Annotated[int, typer.Option(help="Seed of the random criterion.")]
-CalibrationData = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        help="Folder of images, .npz or .npy: weights are fitted to these. Labels are not needed.",
-        show_default=False,
-    ),
-]
-Limit = Annotated[int | None, typer.Option(help="Take so many samples, evenly spread.", min=1)]
-Stats = Annotated[
-    Path | None, typer.Option(help="File to keep the statistics of the network on the data in.")
-]
-Labels = Annotated[
-    bool, typer.Option("--labels", help="Taylor importance and training use the data's labels.")
-]
-ChannelOrder = Annotated[
-    str | None, typer.Option(help="Of the images, instead of what the file says; see import-caffe.")
-]
-Mean = Annotated[str | None, typer.Option(help="Likewise.")]
-Scale = Annotated[str | None, typer.Option(help="Likewise.")]
-Resize = Annotated[str | None, typer.Option(help="Likewise.")]
-Crop = Annotated[str | None, typer.Option(help="Likewise.")]
-Target = Annotated[
-    str,
-    typer.Option(
-        help="What may stay: macs=SHARE, params=SHARE or size=SHARE (of the file).", show_default=False
-    ),
-]
-KeepAccuracy = Annotated[
-    float | None,
-    typer.Option(
-        help="Look for the smallest network that keeps this share of the top-1 choices.", min=0, max=1
-    ),
-]
-Method = Annotated[
-    str,
-    typer.Option(
-        help="joint: filters and ranks under one budget, the default with one; paper: --ratio, then --rank.",
-        show_default=False,
-    ),
-]
-Layers = Annotated[bool, typer.Option("--layers", help="Print a row per layer as well.")]
-Threads = Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 takes all cores.", min=0)]
-
 
 def command(name: str) -> Callable[[Callable[P, int | None]], Callable[P, None]]:
-    """Register a command: what it returns becomes the exit code, its errors become one line."""
-
-    def register(function: Callable[P, int | None]) -> Callable[P, None]:
-        @app.command(name)
-        @functools.wraps(function)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-            try:
-                code = function(*args, **kwargs) or DONE
-            except (Exception, KeyboardInterrupt) as error:
-                if kwargs["debug"]:
-                    traceback.print_exc()
-                stderr.print(f"onnxcompress {name}: {_line(_explain(error))}")
-                code = BAD_INPUT
-            raise typer.Exit(code)
-
-        return guarded
-
-    return register
-
-
-def _explain(error: BaseException) -> str:
-    if isinstance(error, InputError):
-        return str(error)
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted, nothing was written; run the same command again"
-    if isinstance(error, MemoryError):
-        return "out of memory, nothing was written"
-    if isinstance(error, OSError):
-        return f"{error.filename or 'file system'}: {error.strerror or error}"
-    return f"internal error, {type(error).__name__}: {error}; the same command with --debug shows where"
-
-
-def _line(text: str) -> str:
-    """A message as one line that fits on a screen, whatever the names in it."""
-    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
-    return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} …"
+    """Register a command."""
+    return lambda function: app.command(name)(guarded(name, function))
 
 
 @command("import-caffe")
@@ -192,15 +109,15 @@ def import_caffe(
     check_output(output, prototxt, caffemodel)
     preprocessing = Preprocessing(
         channel_order=channel_order,  # type: ignore[arg-type]  # checked there
-        mean=_numbers("mean", mean),
-        scale=_numbers("scale", scale),
-        resize=_size("resize", resize, "none"),
-        crop=_size("crop", crop, "input"),
+        mean=numbers("mean", mean),
+        scale=numbers("scale", scale),
+        resize=size("resize", resize, "none"),
+        crop=size("crop", crop, "input"),
     )
     model = verbs.import_caffe(prototxt, caffemodel, preprocessing=preprocessing)
     save(model, output)
     total = verbs.cost(model)
-    _show(
+    show(
         {"output": str(output), "params": total.params, "macs": total.macs, "layers": len(total.layers)},
         [f"{output}: {report.millions(total.params)} parameters, {report.millions(total.macs)} MACs"],
         as_json,
@@ -232,7 +149,7 @@ def inspect(
         tables.append(report.groups_table(found))
     for node, operator in found.unknown.items():
         tables.append(f"no pruning rule for {operator} ('{node}'): what reaches it is kept whole")
-    _show(report.inspection_json(found), tables, as_json, quiet)
+    show(report.inspection_json(found), tables, as_json, quiet)
 
 
 @command("prune")
@@ -278,9 +195,9 @@ def prune(
     --labels, else after the answers of the network itself.
     """
     network = _read(model, output)
-    preprocessing = _preprocessing(network, channel_order, mean, scale, resize, crop)
-    calibration = _calibration(data, preprocessing, limit, stats, labels)
-    with _progress(quiet) as advance:
+    preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
+    calibration = calibration_of(data, preprocessing, limit, stats, labels)
+    with progress_bar(quiet) as advance:
         result = verbs.prune(
             network,
             ratio=ratio,
@@ -328,9 +245,9 @@ def decompose(
     share the factors. Depthwise layers and those whose chain would not have fewer MACs stay as they are.
     """
     network = _read(model, output)
-    preprocessing = _preprocessing(network, channel_order, mean, scale, resize, crop)
-    calibration = _calibration(data, preprocessing, limit, stats)
-    with _progress(quiet) as advance:
+    preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
+    calibration = calibration_of(data, preprocessing, limit, stats)
+    with progress_bar(quiet) as advance:
         result = verbs.decompose(
             network,
             rank=rank,
@@ -398,9 +315,9 @@ def compress(
     Writes OUTPUT, and the plan beside it as .plan.yaml.
     """
     network = _read(model, output)
-    preprocessing = _preprocessing(network, channel_order, mean, scale, resize, crop)
-    calibration = _calibration(data, preprocessing, limit, stats, labels)
-    with _progress(quiet) as advance:
+    preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
+    calibration = calibration_of(data, preprocessing, limit, stats, labels)
+    with progress_bar(quiet) as advance:
         result = verbs.compress(
             network,
             target=target,
@@ -444,9 +361,9 @@ def apply(
     check_output(output, plan)
     steps = read_plan(plan)
     network = _read(model, output)
-    preprocessing = _preprocessing(network, channel_order, mean, scale, resize, crop)
-    calibration = _calibration(data, preprocessing, limit, stats)
-    with _progress(quiet) as advance:
+    preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
+    calibration = calibration_of(data, preprocessing, limit, stats)
+    with progress_bar(quiet) as advance:
         result = verbs.apply(network, steps, data=calibration, progress=advance)
     return _finish(result, output, layers, as_json, quiet, write_plan=False)
 
@@ -483,15 +400,15 @@ def tradeoff(
         if path is not None:
             check_output(path, model)
     network = load(model)
-    preprocessing = _preprocessing(network, channel_order, mean, scale, resize, crop)
-    calibration = _calibration(data, preprocessing, limit, stats)
+    preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
+    calibration = calibration_of(data, preprocessing, limit, stats)
     assert calibration is not None
-    with _progress(quiet) as advance:
+    with progress_bar(quiet) as advance:
         points = verbs.tradeoff(
             network,
             data=calibration,
             kind=kind,
-            shares=_numbers("shares", shares),
+            shares=numbers("shares", shares),
             skip=skip,
             progress=advance,
         )
@@ -499,7 +416,7 @@ def tradeoff(
     write_text(output, json.dumps(content, indent=1) + "\n")
     if plot is not None:
         plots.tradeoff(points, kind, plot)
-    _show(content, [report.tradeoff_table(points)], as_json, quiet)
+    show(content, [report.tradeoff_table(points)], as_json, quiet)
 
 
 @command("finetune")
@@ -588,7 +505,7 @@ def finetune(
             stdout.print(report.epoch_line(epoch), markup=False, soft_wrap=True)
 
     try:
-        with _progress(quiet) as advance:
+        with progress_bar(quiet) as advance:
             result = verbs.finetune(
                 network,
                 data,
@@ -603,7 +520,7 @@ def finetune(
                 teacher_weight=teacher_weight,
                 crop=random_crop,
                 mirror=mirror,
-                preprocessing=_preprocessing(network, channel_order, mean, scale, resize, crop),
+                preprocessing=preprocessing_of(network, channel_order, mean, scale, resize, crop),
                 checkpoint_file=checkpoint,
                 resume=resume,
                 progress=functools.partial(advance, "training"),
@@ -615,7 +532,7 @@ def finetune(
         raise InputError("interrupted; the same command with --resume goes on") from None
     save(result.model, output, original=network if new_head is None else None)
     checkpoint.unlink(missing_ok=True)
-    _show(
+    show(
         {"output": str(output)} | report.finetuned_json(result),
         [f"{output}: the weights after epoch {result.best}, highest rate {result.rate:g}"],
         as_json,
@@ -651,8 +568,8 @@ def evaluate(
     Top-1 and top-5 on labelled data; with --reference, how close the outputs are to those of that network.
     """
     network = load(model)
-    preprocessing = _preprocessing(network, channel_order, mean, scale, resize, crop)
-    with _progress(quiet) as advance:
+    preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
+    with progress_bar(quiet) as advance:
         found = verbs.evaluate(
             network,
             data,
@@ -662,7 +579,7 @@ def evaluate(
             limit=limit,
             progress=partial(advance, "evaluating"),
         )
-    _show(asdict(found), [report.accuracy_table(found)], as_json, quiet)
+    show(asdict(found), [report.accuracy_table(found)], as_json, quiet)
 
 
 @command("bench")
@@ -682,7 +599,7 @@ def bench(
     In ONNX Runtime on the CPU, in turns; ratios are to the first one.
     """
     networks = [load(model) for model in models]
-    with _progress(quiet) as advance:
+    with progress_bar(quiet) as advance:
         found = verbs.bench(
             networks,
             names=[str(model) for model in models],
@@ -691,7 +608,7 @@ def bench(
             runs=runs,
             progress=partial(advance, "timing"),
         )
-    _show({"networks": report.records(found)}, [report.latency_table(found)], as_json, quiet)
+    show({"networks": report.records(found)}, [report.latency_table(found)], as_json, quiet)
 
 
 def _read(source: Path, output: Path) -> ir.Model:
@@ -702,41 +619,6 @@ def _read(source: Path, output: Path) -> ir.Model:
         check_output(path, *files_of(network))
     runner(source)
     return network
-
-
-def _preprocessing(
-    network: ir.Model,
-    channel_order: str | None,
-    mean: str | None,
-    scale: str | None,
-    resize: str | None,
-    crop: str | None,
-) -> Preprocessing | None:
-    """What the options change of the preprocessing that a network carries; None where they change nothing."""
-    changes: dict[str, Any] = {}
-    if channel_order is not None:
-        changes["channel_order"] = channel_order
-    for name, text in (("mean", mean), ("scale", scale)):
-        if text is not None:
-            changes[name] = _numbers(name, text)
-    for name, text, none in (("resize", resize, "none"), ("crop", crop, "input")):
-        if text is not None:
-            changes[name] = _size(name, text, none)
-    return replace(read(network) or Preprocessing(), **changes) if changes else None
-
-
-def _calibration(
-    data: Path | None,
-    preprocessing: Preprocessing | None,
-    limit: int | None,
-    stats: Path | None,
-    labels: bool = False,
-) -> Calibration | None:
-    if data is None:
-        return None
-    if stats is not None:
-        check_output(stats)
-    return Calibration(data, preprocessing, limit, stats, labels)
 
 
 def _plan_of(output: Path) -> Path:
@@ -786,44 +668,5 @@ def _finish(
         "plan": str(plan) if write_plan else None,
         "file_bytes": sizes,
     }
-    _show(content, lines, as_json, quiet)
+    show(content, lines, as_json, quiet)
     return SHORT if result.shortfall else DONE
-
-
-def _show(content: dict[str, Any], lines: Sequence[Table | str], as_json: bool, quiet: bool) -> None:
-    if as_json:
-        print(json.dumps(content, ensure_ascii=False))
-    elif not quiet:
-        for line in lines:
-            stdout.print(line, markup=False, soft_wrap=isinstance(line, str))
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Advance]:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=stderr, transient=True, disable=quiet or not stderr.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-
-        def advance(what: str, done: int, total: int) -> None:
-            if bar.tasks[0].description != what:
-                bar.reset(task, description=what)
-            bar.update(task, completed=done, total=total)
-
-        yield advance
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(number) for number in text.split(","))
-    except ValueError:
-        raise InputError(f"--{option}: '{text}' is not a number or several with commas between") from None
-
-
-def _size(option: str, text: str, none: str) -> tuple[int, int] | None:
-    if text == none:
-        return None
-    try:
-        height, width = (int(number) for number in text.lower().split("x"))
-    except ValueError:
-        raise InputError(f"--{option}: '{text}' is neither HEIGHTxWIDTH, as in 256x256, nor {none}") from None
-    return height, width

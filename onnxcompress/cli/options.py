@@ -1,0 +1,137 @@
+"""Options that several commands have, and what is read from them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import onnx_ir as ir
+import typer
+
+from onnxcompress.calibration.given import Calibration
+from onnxcompress.errors import InputError
+from onnxcompress.model import check_output
+from onnxcompress.preprocessing import Preprocessing, read
+
+Model = Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)]
+Output = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object (docs/json.md) instead of tables.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print neither progress nor tables.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Ratio = Annotated[float, typer.Option(help="Share of the filters to remove, in [0, 1).")]
+Criterion = Annotated[
+    str,
+    typer.Option(
+        help="What tells which filters matter least: l1, l2, fpgm, random; with --data also apoz, "
+        "activation, reconstruction, taylor. Default: reconstruction with --data, else l2.",
+        show_default=False,
+    ),
+]
+Scope = Annotated[
+    str, typer.Option(help="The ratio is that of every layer (layer) or of the network (global).")
+]
+Rank = Annotated[
+    str, typer.Option(help="Rule for the ranks: vbmf, vbmf:FACTOR, energy:SHARE or fraction:SHARE.")
+]
+RoundTo = Annotated[int, typer.Option(help="Keep filters and ranks in multiples of this.")]
+Skip = Annotated[list[str], typer.Option(help="Glob of layer names to leave as they are; may be repeated.")]
+IncludePointwise = Annotated[bool, typer.Option("--include-pointwise", help="Factor 1×1 convolutions too.")]
+IncludeGemm = Annotated[bool, typer.Option("--include-gemm", help="Factor fully connected layers too.")]
+Seed = Annotated[int, typer.Option(help="Seed of the random criterion.")]
+CalibrationData = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Folder of images, .npz or .npy: weights are fitted to these. Labels are not needed.",
+        show_default=False,
+    ),
+]
+Limit = Annotated[int | None, typer.Option(help="Take so many samples, evenly spread.", min=1)]
+Stats = Annotated[
+    Path | None, typer.Option(help="File to keep the statistics of the network on the data in.")
+]
+Labels = Annotated[
+    bool, typer.Option("--labels", help="Taylor importance and training use the data's labels.")
+]
+ChannelOrder = Annotated[
+    str | None, typer.Option(help="Of the images, instead of what the file says; see import-caffe.")
+]
+Mean = Annotated[str | None, typer.Option(help="Likewise.")]
+Scale = Annotated[str | None, typer.Option(help="Likewise.")]
+Resize = Annotated[str | None, typer.Option(help="Likewise.")]
+Crop = Annotated[str | None, typer.Option(help="Likewise.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        help="What may stay: macs=SHARE, params=SHARE or size=SHARE (of the file).", show_default=False
+    ),
+]
+KeepAccuracy = Annotated[
+    float | None,
+    typer.Option(
+        help="Look for the smallest network that keeps this share of the top-1 choices.", min=0, max=1
+    ),
+]
+Method = Annotated[
+    str,
+    typer.Option(
+        help="joint: filters and ranks under one budget, the default with one; paper: --ratio, then --rank.",
+        show_default=False,
+    ),
+]
+Layers = Annotated[bool, typer.Option("--layers", help="Print a row per layer as well.")]
+Threads = Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 takes all cores.", min=0)]
+
+
+def preprocessing_of(
+    network: ir.Model,
+    channel_order: str | None,
+    mean: str | None,
+    scale: str | None,
+    resize: str | None,
+    crop: str | None,
+) -> Preprocessing | None:
+    """What the options change of the preprocessing that a network carries; None where they change nothing."""
+    changes: dict[str, Any] = {}
+    if channel_order is not None:
+        changes["channel_order"] = channel_order
+    for name, text in (("mean", mean), ("scale", scale)):
+        if text is not None:
+            changes[name] = numbers(name, text)
+    for name, text, none in (("resize", resize, "none"), ("crop", crop, "input")):
+        if text is not None:
+            changes[name] = size(name, text, none)
+    return replace(read(network) or Preprocessing(), **changes) if changes else None
+
+
+def calibration_of(
+    data: Path | None,
+    preprocessing: Preprocessing | None,
+    limit: int | None,
+    stats: Path | None,
+    labels: bool = False,
+) -> Calibration | None:
+    """The data that the options name; None where they name none."""
+    if data is None:
+        return None
+    if stats is not None:
+        check_output(stats)
+    return Calibration(data, preprocessing, limit, stats, labels)
+
+
+def numbers(option: str, text: str) -> tuple[float, ...]:
+    """One number, or several with commas between."""
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise InputError(f"--{option}: '{text}' is not a number or several with commas between") from None
+
+
+def size(option: str, text: str, none: str) -> tuple[int, int] | None:
+    """HEIGHTxWIDTH, or a word for none."""
+    if text == none:
+        return None
+    try:
+        height, width = (int(number) for number in text.lower().split("x"))
+    except ValueError:
+        raise InputError(f"--{option}: '{text}' is neither HEIGHTxWIDTH, as in 256x256, nor {none}") from None
+    return height, width

@@ -1,0 +1,93 @@
+"""What is seen of a command: tables or JSON, progress, one line for an error, an exit code."""
+
+import functools
+import json
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ParamSpec
+
+import typer
+from rich import progress as bars
+from rich.console import Console
+from rich.table import Table
+
+from onnxcompress.errors import InputError
+from onnxcompress.progress import Progress
+
+DONE, SHORT, BAD_INPUT = 0, 1, 2
+
+LONGEST_MESSAGE = 1000
+"""Characters."""
+
+P = ParamSpec("P")
+
+stdout = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+
+def guarded(name: str, function: Callable[P, int | None]) -> Callable[P, None]:
+    """A command whose answer becomes the exit code, and its errors one line."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            code = function(*args, **kwargs) or DONE
+        except (Exception, KeyboardInterrupt) as error:
+            if kwargs["debug"]:
+                traceback.print_exc()
+            stderr.print(f"onnxcompress {name}: {_line(_explain(error))}")
+            code = BAD_INPUT
+        raise typer.Exit(code)
+
+    return run
+
+
+def _explain(error: BaseException) -> str:
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted, nothing was written; run the same command again"
+    if isinstance(error, MemoryError):
+        return "out of memory, nothing was written"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'file system'}: {error.strerror or error}"
+    return f"internal error, {type(error).__name__}: {error}; the same command with --debug shows where"
+
+
+def _line(text: str) -> str:
+    """A message as one line that fits on a screen, whatever the names in it."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} …"
+
+
+def show(content: dict[str, Any], lines: Sequence[Table | str], as_json: bool, quiet: bool) -> None:
+    """Print one JSON object, or tables and lines, or nothing."""
+    if as_json:
+        print(json.dumps(content, ensure_ascii=False))
+    elif not quiet:
+        for line in lines:
+            stdout.print(line, markup=False, soft_wrap=isinstance(line, str))
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Progress]:
+    """A bar on a terminal, nothing elsewhere."""
+    columns = (
+        bars.TextColumn("{task.description}"),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(
+        *columns, console=stderr, transient=True, disable=quiet or not stderr.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=None)
+
+        def advance(what: str, done: int, total: int) -> None:
+            if bar.tasks[0].description != what:
+                bar.reset(task, description=what)
+            bar.update(task, completed=done, total=total)
+
+        yield advance

@@ -1,0 +1,96 @@
+"""A network, stage by stage, to what a plan says."""
+
+from dataclasses import replace
+
+import onnx_ir as ir
+
+from onnxcompress.calibration.given import Calibration
+from onnxcompress.calibration.samples import Parts
+from onnxcompress.errors import InputError
+from onnxcompress.factoring.surgery import check_ranks, factor
+from onnxcompress.measure.closeness import closeness
+from onnxcompress.measure.cost import cost
+from onnxcompress.plan import Plan
+from onnxcompress.progress import Progress, steps_of
+from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
+from onnxcompress.pruning.surgery import remove_filters
+from onnxcompress.recovery.least_squares import refit
+from onnxcompress.recovery.training import Training, in_words, trained
+from onnxcompress.results import Compressed, Fitted, Stage
+
+
+def carry_out(
+    original: ir.Model, network: ir.Model, plan: Plan, parts: Parts | None, progress: Progress | None
+) -> Compressed:
+    """Do what a plan says; with samples, fit the weights to the original's responses.
+
+    Args:
+        original: the network as it came.
+        network: the simplified one that the plan is for.
+        plan: what to do.
+        parts: the samples.
+        progress: called with (what is done, steps done, steps in all).
+
+    Raises:
+        InputError: when the plan does not fit the network.
+    """
+    stages = [Stage("original", original, cost(original))]
+    if unknown := set(plan.rewrite) - set(lrn_nodes(network)):
+        raise InputError(f"rewrite: there is no LRN node '{min(unknown)}'")
+    given = network
+    if plan.prune:
+        network = remove_filters(network, plan.prune)
+    if plan.rewrite:
+        network = rewrite_lrn(network, plan.rewrite)
+    factors = {}
+    if parts is not None and (plan.prune or plan.decompose):
+        check_ranks(network, plan.decompose)
+        steps = steps_of(progress, "fitting weights")
+        network, fits = refit(given, network, plan.prune, plan.decompose, parts.fit, parts.choose, steps)
+        factors = {name: fit.factors for name, fit in fits.items() if fit.factors is not None}
+    if plan.prune or plan.rewrite:
+        stages.append(Stage("pruned" if plan.prune else "rewritten", network, cost(network)))
+    if plan.decompose:
+        network = factor(network, plan.decompose, factors)
+        stages.append(Stage("decomposed", network, cost(network)))
+    return Compressed(tuple(stages), plan, fitted=measured(original, stages[-1].model, parts))
+
+
+def measured(original: ir.Model, network: ir.Model, parts: Parts | None) -> Fitted | None:
+    """How close a network is to the original on the samples that nothing was fitted to or chosen by."""
+    if parts is None:
+        return None
+    close = closeness(original, network, parts.report)
+    return Fitted(parts.fit.count, parts.choose.count, parts.report.count, close)
+
+
+def train(
+    result: Compressed,
+    training: Training | None,
+    data: Calibration | None,
+    parts: Parts | None,
+    progress: Progress | None,
+) -> Compressed:
+    """The result with one more stage; as it is where nothing was compressed or no training is wanted."""
+    if training is None or not (result.plan.prune or result.plan.decompose):
+        return result
+    assert data is not None
+    assert parts is not None
+    assert result.fitted is not None
+    original, last = result.stages[0].model, result.stages[-1]
+    done = trained(
+        original,
+        last.model,
+        parts,
+        training,
+        preprocessing=data.preprocessing,
+        progress=steps_of(progress, "training"),
+    )
+    stage = Stage("trained", done.model, last.cost, done)
+    close = closeness(original, done.model, parts.report)
+    return replace(
+        result,
+        stages=(*result.stages, stage),
+        plan=replace(result.plan, trained={last.name: in_words(done)}),
+        fitted=replace(result.fitted, closeness=close),
+    )
