@@ -1,7 +1,7 @@
 """Time and memory of a training step: this project's, in ONNX Runtime, against PyTorch's.
 
-Networks: the one that ships with the project, those given as arguments, and GoogLeNet of ../shared/data where it
-is there. Each side has a process of its own and they take their steps in turns, on all cores: forward,
+Networks: the one that ships with the project, those given as arguments, and GoogLeNet of ../shared/data where
+it is there. Each side has a process of its own and they take their steps in turns, on all cores: forward,
 backward, SGD with momentum. `python -m benchmarks.training_step`; needs PyTorch.
 """
 
