@@ -11,8 +11,8 @@ from onnxcompress.calibration.samples import Parts
 from onnxcompress.calibration.statistics import Moments
 from onnxcompress.errors import InputError
 from onnxcompress.factoring import selection as rank_selection
-from onnxcompress.factoring.layers import factor_layers
 from onnxcompress.factoring.ranks import parse_rank
+from onnxcompress.layers import factor_layers
 from onnxcompress.plan import Ranks, matches
 from onnxcompress.progress import Progress, steps_of
 from onnxcompress.pruning import selection as filter_selection

@@ -24,6 +24,7 @@ from onnxcompress.choosing import (
     reasons_to_keep,
 )
 from onnxcompress.errors import InputError
+from onnxcompress.lrn import lrn_nodes
 from onnxcompress.measure.closeness import closeness
 from onnxcompress.measure.cost import cost
 from onnxcompress.model import load, simplify
@@ -34,7 +35,6 @@ from onnxcompress.planning.survey import survey
 from onnxcompress.progress import Progress, steps_of
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.interleaved import TAYLOR, prune_and_train
-from onnxcompress.pruning.lrn import lrn_nodes
 from onnxcompress.recovery.training import Training
 from onnxcompress.results import Compressed, Point, Stage
 from onnxcompress.shapes import concrete_shapes

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxcompress.factoring.layers import factor_layers
 from onnxcompress.factoring.ranks import parse_rank
 from onnxcompress.factoring.selection import ranks_of
+from onnxcompress.layers import factor_layers
 from onnxcompress.measure.cost import Cost, LayerCost, cost
 from onnxcompress.measure.latency import node_times
 from onnxcompress.model import load, simplify

@@ -8,11 +8,11 @@ from onnxcompress.calibration.given import Calibration
 from onnxcompress.calibration.samples import Parts
 from onnxcompress.errors import InputError
 from onnxcompress.factoring.surgery import check_ranks, factor
+from onnxcompress.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.measure.closeness import closeness
 from onnxcompress.measure.cost import cost
 from onnxcompress.plan import Plan
 from onnxcompress.progress import Progress, steps_of
-from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.recovery.least_squares import refit
 from onnxcompress.recovery.training import Training, in_words, trained

@@ -11,7 +11,7 @@ from onnxcompress.calibration.samples import Samples, fed, read_samples, split
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.calibration.statistics import kept_statistics, revealing, statistics
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.layers import CONVOLUTIONS, factor_layers
+from onnxcompress.layers import CONVOLUTIONS, factor_layers
 from onnxcompress.model import simplify
 from onnxcompress.preprocessing import Preprocessing
 from onnxcompress.runtime import random_feeds, run, session

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import onnxcompress as oc
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.layers import FactorLayer, factor_layers, sharing
+from onnxcompress.layers import FactorLayer, factor_layers, sharing
 from onnxcompress.model import simplify
 from onnxcompress.plan import Plan, Ranks, from_yaml, to_yaml
 from onnxcompress.runtime import run, session

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from onnxcompress.calibration.samples import Samples
 from onnxcompress.factoring.fitted import error_curve, fit_factors, regular, response_error
-from onnxcompress.factoring.layers import factor_layers
-from onnxcompress.factoring.unfolding import Unfolding
+from onnxcompress.layers import factor_layers
 from onnxcompress.model import simplify
 from onnxcompress.plan import Ranks
 from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, decide, ranks_of
@@ -23,6 +22,7 @@ from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.recovery.least_squares import fit_group, refit, together
 from onnxcompress.runtime import run, session
 from onnxcompress.shapes import concrete_shapes
+from onnxcompress.unfolding import Unfolding
 from tests.onnx_text import network
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import onnxcompress as oc
-from onnxcompress.factoring.layers import factor_layers
+from onnxcompress.layers import factor_layers
 from onnxcompress.model import simplify
 from onnxcompress.runtime import run, session
 from onnxcompress.shapes import concrete_shapes

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxcompress.calibration.samples import Parts, Source, read_samples, split
 from onnxcompress.calibration.statistics import Moments, kept_statistics
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.layers import factor_layers
+from onnxcompress.layers import factor_layers
 from onnxcompress.preprocessing import Preprocessing
 from onnxcompress.progress import Progress, steps_of
 from onnxcompress.shapes import concrete_shapes

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcompress.factoring.layers import CONVOLUTIONS, FactorLayer, sharing
+from onnxcompress.layers import CONVOLUTIONS, FactorLayer, sharing
 
 WIDEST = 8192
 """Inputs of one filter beyond which second moments are not kept: 256 MB of them."""

@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.calibration.samples import Samples, fed
-from onnxcompress.factoring.layers import FactorLayer
-from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
+from onnxcompress.layers import FactorLayer
+from onnxcompress.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.runtime import Runnable, run, session
 from onnxcompress.shapes import concrete_shapes
 

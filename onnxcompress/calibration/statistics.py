@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from onnxcompress.calibration.patches import obstacle, patches, per_sample
 from onnxcompress.calibration.samples import Samples, fed
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.layers import FactorLayer
+from onnxcompress.layers import FactorLayer
+from onnxcompress.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.progress import Steps
-from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.runtime import run, session
 from onnxcompress.weights import weights_of
 

@@ -480,8 +480,8 @@ def finetune(
 
     The state is kept in OUTPUT.checkpoint until the end, for --resume.
     """
+    from onnxcompress.caffe.solver import read_solver
     from onnxcompress.training.schedules import Schedule
-    from onnxcompress.training.solver import read_solver
 
     for path in (data, teacher, val):
         check_output(output, *([] if path is None else [path]))

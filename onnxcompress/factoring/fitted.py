@@ -12,8 +12,8 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.unfolding import Unfolding
 from onnxcompress.plan import Ranks
+from onnxcompress.unfolding import Unfolding
 
 Array = NDArray[np.float64]
 

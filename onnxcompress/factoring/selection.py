@@ -8,8 +8,8 @@ import numpy as np
 
 from onnxcompress.calibration.statistics import Moments
 from onnxcompress.factoring.fitted import channel_slices, regular
-from onnxcompress.factoring.layers import FactorLayer, sharing
 from onnxcompress.factoring.ranks import MatrixRank, tucker_ranks
+from onnxcompress.layers import FactorLayer, sharing
 from onnxcompress.plan import Ranks, matches
 from onnxcompress.progress import Steps
 

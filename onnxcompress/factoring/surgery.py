@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
 from onnxcompress.factoring.fitted import Factors
-from onnxcompress.factoring.layers import CONVOLUTIONS, FactorLayer, factor_layers, sharing, swap_sides
 from onnxcompress.factoring.tucker import truncated_svd, tucker2
+from onnxcompress.layers import CONVOLUTIONS, FactorLayer, factor_layers, sharing, swap_sides
 from onnxcompress.model import refresh
 from onnxcompress.plan import Ranks
 from onnxcompress.shapes import concrete_shapes

@@ -8,8 +8,8 @@ import numpy as np
 
 from onnxcompress.calibration.statistics import Moments
 from onnxcompress.factoring.fitted import error_curve
-from onnxcompress.factoring.layers import FactorLayer
 from onnxcompress.factoring.selection import FEW_CHANNELS
+from onnxcompress.layers import FactorLayer
 from onnxcompress.plan import Plan, Ranks, matches
 from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, ranks_of
 from onnxcompress.pruning.channels import ChannelGraph, Group

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
 from onnxcompress.factoring.fitted import Factors
-from onnxcompress.factoring.layers import FactorLayer, factor_layers
 from onnxcompress.factoring.surgery import factor
+from onnxcompress.layers import FactorLayer, factor_layers
+from onnxcompress.lrn import rewrite_lrn
 from onnxcompress.measure.cost import cost
 from onnxcompress.plan import Plan, Ranks
 from onnxcompress.planning.budget import Decision, Problem, decide
@@ -20,7 +21,6 @@ from onnxcompress.planning.choices import Options, choices, possible
 from onnxcompress.planning.survey import Change, Survey, changed, factored, measured_damage
 from onnxcompress.progress import Progress, steps_of
 from onnxcompress.pruning.elimination import readers, repaired
-from onnxcompress.pruning.lrn import rewrite_lrn
 from onnxcompress.pruning.selection import is_convolutional, skipped
 from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.shapes import concrete_shapes

@@ -13,7 +13,7 @@ from onnxcompress.calibration.samples import Parts
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.calibration.statistics import Moments, statistics
 from onnxcompress.factoring.fitted import fit_factors, regular
-from onnxcompress.factoring.layers import FactorLayer, factor_layers, set_weights
+from onnxcompress.layers import FactorLayer, factor_layers, set_weights
 from onnxcompress.measure.damage import damage
 from onnxcompress.plan import Ranks
 from onnxcompress.progress import Steps

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxcompress.calibration.statistics import Moments
-from onnxcompress.factoring.layers import FactorLayer
+from onnxcompress.layers import FactorLayer
 from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.pruning.elimination import eliminate, readers
 from onnxcompress.pruning.importance import set_scores

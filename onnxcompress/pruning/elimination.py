@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxcompress.calibration.statistics import Moments
 from onnxcompress.factoring.fitted import regular
-from onnxcompress.factoring.layers import FactorLayer
+from onnxcompress.layers import FactorLayer
 from onnxcompress.pruning.channels import ChannelGraph, Group
 
 Array = NDArray[np.float64]

@@ -19,7 +19,7 @@ from onnxcompress.calibration.patches import fitted_layers, patches, per_sample
 from onnxcompress.calibration.samples import Samples
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.factoring.fitted import Factors, fit_factors
-from onnxcompress.factoring.layers import FactorLayer, factor_layers, set_weights
+from onnxcompress.layers import FactorLayer, factor_layers, set_weights
 from onnxcompress.plan import Ranks
 from onnxcompress.progress import Steps
 from onnxcompress.pruning.surgery import filters_gone

@@ -11,10 +11,10 @@ import onnx_ir as ir
 from onnxcompress import preprocessing as prep
 from onnxcompress.data import Data, open_data
 from onnxcompress.errors import InputError
+from onnxcompress.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.measure.accuracy import Accuracy, evaluate
 from onnxcompress.model import load, simplify
 from onnxcompress.progress import Steps
-from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.runtime import run as run_network
 from onnxcompress.runtime import session
 from onnxcompress.training.batches import shuffled

@@ -2,8 +2,8 @@ import onnx_ir as ir
 
 import onnxcompress as oc
 from onnxcompress.caffe import import_caffe_text
+from onnxcompress.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.model import simplify
-from onnxcompress.pruning.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.training.parameters import BIAS, Multipliers, trainable
 from tests.training.small import PROTOTXT, network
 

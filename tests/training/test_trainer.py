@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from onnxcompress.caffe.solver import read_solver
 from onnxcompress.errors import InputError
 from onnxcompress.training.optimizers import OPTIMIZERS, Settings, clip, empty_state
 from onnxcompress.training.schedules import Schedule, share
-from onnxcompress.training.solver import read_solver
 from onnxcompress.training.trainer import Recipe
 
 

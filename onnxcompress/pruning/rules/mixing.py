@@ -3,8 +3,8 @@
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.lrn import write_as_band
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Keep, NoRuleError
-from onnxcompress.pruning.lrn import write_as_band
 from onnxcompress.pruning.rules.atoms import hand_on
 from onnxcompress.pruning.rules.nodes import (
     array_of,

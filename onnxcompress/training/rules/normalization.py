@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcompress.pruning.lrn import BLOCK, band, blocks
+from onnxcompress.lrn import BLOCK, band, blocks
 from onnxcompress.training.rules.elements import real
 from onnxcompress.training.rules.layers import number
 from onnxcompress.training.rules.registry import NoGradientError, rule

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcompress.factoring.unfolding import Unfolding
 from onnxcompress.model import weights_of
 from onnxcompress.plan import Ranks
+from onnxcompress.unfolding import Unfolding
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 PRODUCTS = ("Gemm", "MatMul")

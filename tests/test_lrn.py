@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from onnxcompress.pruning.lrn import BLOCK, band, blocks, write_as_band
+from onnxcompress.lrn import BLOCK, band, blocks, write_as_band
 from onnxcompress.runtime import run, session
 
 
