@@ -24,6 +24,7 @@ from onnxcompress.choosing import (
     reasons_to_keep,
 )
 from onnxcompress.errors import InputError
+from onnxcompress.layers import factor_layers
 from onnxcompress.lrn import lrn_nodes
 from onnxcompress.measure.closeness import closeness
 from onnxcompress.measure.cost import cost
@@ -38,6 +39,7 @@ from onnxcompress.pruning.interleaved import TAYLOR, prune_and_train
 from onnxcompress.recovery.training import Training
 from onnxcompress.results import Compressed, Point, Stage
 from onnxcompress.shapes import concrete_shapes
+from onnxcompress.siblings import siblings
 from onnxcompress.training.trainer import Recipe
 
 one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
@@ -357,15 +359,16 @@ def _planner(
     progress: Progress | None,
 ) -> Planner:
     network = simplify(original)
-    found = survey(network, parts, moments_on(network, data, parts, progress))
-    check_skip(skip, [layer.name for layer in found.layers])
+    moments = moments_on(network, data, parts, progress)
+    check_skip(skip, [layer.name for layer in factor_layers(network, concrete_shapes(network))])
+    found = survey(network, parts, moments, siblings(network, skip))
     return Planner(found, kind, rewrite=lrn_nodes(network), skip=skip, progress=progress)
 
 
 def _planned(original: ir.Model, planner: Planner, share: float, progress: Progress | None) -> Compressed:
     planned = planner.plan(share)
     survey = planner.survey
-    result = carry_out(original, survey.network, planned.plan, survey.parts, progress)
+    result = carry_out(original, survey.given, planned.plan, survey.parts, progress)
     assert result.fitted is not None
     fitted = replace(result.fitted, expected_damage=planned.damage)
     shortfall = ""

@@ -17,6 +17,7 @@ from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.recovery.least_squares import refit
 from onnxcompress.recovery.training import Training, in_words, trained
 from onnxcompress.results import Compressed, Fitted, Stage
+from onnxcompress.siblings import among, joined, parted, stacked
 
 
 def carry_out(
@@ -37,23 +38,29 @@ def carry_out(
     stages = [Stage("original", original, cost(original))]
     if unknown := set(plan.rewrite) - set(lrn_nodes(network)):
         raise InputError(f"rewrite: there is no LRN node '{min(unknown)}'")
-    given = network
+    together = among(plan.decompose, network)
+    filters = stacked(plan.prune, network, together)
+    given = network = joined(network, together)
     if plan.prune:
-        network = remove_filters(network, plan.prune)
+        network = remove_filters(network, filters)
     if plan.rewrite:
         network = rewrite_lrn(network, plan.rewrite)
     factors = {}
     if parts is not None and (plan.prune or plan.decompose):
         check_ranks(network, plan.decompose)
         steps = steps_of(progress, "fitting weights")
-        network, fits = refit(given, network, plan.prune, plan.decompose, parts.fit, parts.choose, steps)
+        network, fits = refit(given, network, filters, plan.decompose, parts.fit, parts.choose, steps)
         factors = {name: fit.factors for name, fit in fits.items() if fit.factors is not None}
     if plan.prune or plan.rewrite:
-        stages.append(Stage("pruned" if plan.prune else "rewritten", network, cost(network)))
+        stages.append(_stage("pruned" if plan.prune else "rewritten", parted(network, together)))
     if plan.decompose:
         network = factor(network, plan.decompose, factors)
-        stages.append(Stage("decomposed", network, cost(network)))
+        stages.append(_stage("decomposed", parted(network, together)))
     return Compressed(tuple(stages), plan, fitted=measured(original, stages[-1].model, parts))
+
+
+def _stage(name: str, network: ir.Model) -> Stage:
+    return Stage(name, network, cost(network))
 
 
 def measured(original: ir.Model, network: ir.Model, parts: Parts | None) -> Fitted | None:

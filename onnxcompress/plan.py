@@ -16,6 +16,10 @@ LARGEST = 2**31
 """Number that no filter and no rank reaches."""
 
 
+SEPARATOR = " + "
+"""Between the names of layers that are factored as one."""
+
+
 class Ranks(NamedTuple):
     """Ranks of one layer's factors; a rank equal to the layer's own width leaves that side as it is.
 
@@ -49,7 +53,8 @@ class Plan:
         prune: indices of the filters (of a Gemm: neurons) that are removed, ascending.
         rewrite: LRN nodes to write as banded convolutions, which is exact and faster; pruning does so of
             itself with those whose channels it cuts.
-        decompose: ranks at which the layer, as it is after pruning, is factored.
+        decompose: ranks at which the layer, as it is after pruning, is factored. 1×1 convolutions of the same
+            input may share one input factor: ``a + b`` are the layers a and b, factored as one.
         kept: layers that stay as they are, with the reason. For the reader; applying ignores it.
         trained: how the weights were trained after a stage, by its name. For the reader likewise.
     """
@@ -69,6 +74,11 @@ def matches(layer: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(layer, pattern) for pattern in patterns)
 
 
+def members(layer: str) -> list[str]:
+    """The layers that a plan's name of a factored layer stands for; most often it alone."""
+    return layer.split(SEPARATOR)
+
+
 def to_yaml(plan: Plan) -> str:
     """The plan as YAML that a person can edit and `from_yaml` reads back."""
     content = {
@@ -83,6 +93,7 @@ def to_yaml(plan: Plan) -> str:
         "# prune: filters (of a Gemm: neurons) to remove, by layer, counted from 0\n"
         "# rewrite: LRN nodes to write as banded convolutions (exact, and several times as fast)\n"
         "# decompose: Tucker-2 ranks by layer; 1×1 and Gemm layers have the same rank on both sides;\n"
+        "#   a + b: 1×1 layers of the same input that share their input factor\n"
         "#   axis: the one of the kernel that the input factor has instead of the core (k×1, then 1×k)\n"
         "# kept: layers left as they are, and why (not read back)\n"
         "# trained: how the weights were trained after a stage (not read back)\n"

@@ -74,11 +74,13 @@ class View:
         top: where the crop begins, as a share of the room that there is, in [0, 1); None for the centre.
         left: likewise.
         mirror: whether left and right are exchanged.
+        zoom: by which the crop is enlarged; it is as much smaller before.
     """
 
     top: float | None = None
     left: float | None = None
     mirror: bool = False
+    zoom: float = 1.0
 
 
 def attach(model: ir.Model, p: Preprocessing) -> None:
@@ -137,17 +139,20 @@ def prepare(image: Image.Image, p: Preprocessing, height: int, width: int, view:
     pixels = pixels.reshape(image.height, image.width, CHANNELS[p.channel_order])
     if p.resize is not None:
         pixels = _warp(pixels, *p.resize)
-    room = pixels.shape[0] - height, pixels.shape[1] - width
+    taken = round(height / view.zoom), round(width / view.zoom)
+    room = pixels.shape[0] - taken[0], pixels.shape[1] - taken[1]
     if min(room) < 0:
         raise InputError(
-            f"preprocessing: cannot crop {height}×{width} from an image of "
+            f"preprocessing: cannot crop {taken[0]}×{taken[1]} from an image of "
             f"{pixels.shape[0]}×{pixels.shape[1]}; give a larger resize"
         )
     top, left = (
         free // 2 if at is None else min(free, int(at * (free + 1)))
         for at, free in zip((view.top, view.left), room, strict=True)
     )
-    pixels = pixels[top : top + height, left : left + width]
+    pixels = pixels[top : top + taken[0], left : left + taken[1]]
+    if taken != (height, width):
+        pixels = _warp(pixels, height, width)
     if view.mirror:
         pixels = pixels[:, ::-1]
     if p.channel_order == "BGR":
@@ -165,7 +170,7 @@ def _warp(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.rint(warped.reshape(width, height, channels).swapaxes(0, 1))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def _resampling(old: int, new: int) -> scipy.sparse.csr_array:
     """The (new, old) weights that resample one side: area mean when it shrinks, bilinear when it grows."""
     step = old / new

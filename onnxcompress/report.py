@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from onnxcompress.plan import members
+
 if TYPE_CHECKING:
     from onnxcompress.inspection import InspectedLayer, Inspection
     from onnxcompress.measure.accuracy import Accuracy
@@ -253,13 +255,15 @@ def layers_table(result: Compressed) -> Table:
 
 
 def layers_json(result: Compressed) -> list[dict[str, Any]]:
-    """One entry per layer of the original that has MACs."""
-    after: dict[str, int] = {}
-    decomposed = result.plan.decompose
+    """One entry per layer of the original that has MACs. What siblings share is divided evenly among them."""
+    after: dict[str, float] = {}
+    decomposed = {each: ranks for name, ranks in result.plan.decompose.items() for each in members(name)}
     for layer in result.stages[-1].cost.layers:
         name, slash, part = layer.name.rpartition("/")
-        owner = name if slash and part in ("in", "core", "out") and name in decomposed else layer.name
-        after[owner] = after.get(owner, 0) + layer.macs
+        factor = slash and part in ("in", "core", "out") and set(members(name)) <= set(decomposed)
+        owners = members(name) if factor else [layer.name]
+        for owner in owners:
+            after[owner] = after.get(owner, 0) + layer.macs / len(owners)
     return [
         {
             "name": layer.name,
@@ -267,7 +271,7 @@ def layers_json(result: Compressed) -> list[dict[str, Any]]:
             "filters_removed": len(result.plan.prune.get(layer.name, [])),
             "ranks": decomposed[layer.name].entries() if layer.name in decomposed else None,
             "macs": layer.macs,
-            "macs_after": after.get(layer.name, 0),
+            "macs_after": round(after.get(layer.name, 0)),
             "kept": result.plan.kept.get(layer.name),
         }
         for layer in result.stages[0].cost.layers

@@ -133,7 +133,7 @@ def fine_tuned(
         progress: called with (what is done, steps done, steps in all).
     """
     train, validation, test = parts_of(folder)
-    network = kept / "task.onnx"
+    network, checkpoint = kept / "task.onnx", kept / "task.checkpoint"
     if not network.exists():
         assert train.labels is not None
         found = oc.finetune(
@@ -144,9 +144,10 @@ def fine_tuned(
             new_head=int(train.labels.max()) + 1,
             epochs=settings.task_epochs,
             recipe=oc.Recipe(batch=settings.batch),
-            checkpoint_file=kept / "task.checkpoint",
+            checkpoint_file=checkpoint,
             resume=True,
             progress=lambda done, total: progress("fine-tuning to the task", done, total),
         )
         oc.save(found.model, network)
+    checkpoint.unlink(missing_ok=True)
     return Task(name, oc.load(network), train, validation, test)

@@ -30,7 +30,7 @@ class Calibration:
     source: Source
     preprocessing: Preprocessing | None = None
     limit: int | None = None
-    stats: Path | None = None
+    stats: str | Path | None = None
     labels: bool = False
 
 

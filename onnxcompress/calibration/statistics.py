@@ -107,7 +107,7 @@ def statistics(
 
 
 def kept_statistics(
-    path: Path | None,
+    path: str | Path | None,
     model: ir.Model,
     layers: list[FactorLayer],
     samples: Samples,
@@ -120,7 +120,7 @@ def kept_statistics(
     """
     if path is None:
         return statistics(model, layers, samples, progress)
-    key = _key(model, samples)
+    path, key = Path(path), _key(model, samples)
     if path.exists():
         try:
             with np.load(path, allow_pickle=False) as file:

@@ -11,6 +11,7 @@ from onnxcompress.factoring.fitted import Factors
 from onnxcompress.factoring.tucker import truncated_svd, tucker2
 from onnxcompress.layers import CONVOLUTIONS, FactorLayer, factor_layers, sharing, swap_sides
 from onnxcompress.model import refresh
+from onnxcompress.names import Names
 from onnxcompress.plan import Ranks
 from onnxcompress.shapes import concrete_shapes
 
@@ -48,7 +49,7 @@ def factor(
     check_ranks(model, ranks)
     result = model.clone()
     layers = factor_layers(result, concrete_shapes(model))
-    names = _Names(result.graph)
+    names = Names(result.graph)
     for readers in sharing(layers):
         if any(layer.name in ranks for layer in readers):
             wanted = ranks[readers[0].name]
@@ -72,21 +73,6 @@ def check_ranks(model: ir.Model, ranks: dict[str, Ranks]) -> None:
     for readers in sharing(layers):
         if any(layer.name in ranks for layer in readers):
             _check(readers, ranks)
-
-
-class _Names:
-    """Gives nodes, values and initializers names that nothing else in a graph has."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        nodes = list(graph.all_nodes())
-        self.taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
-        self.taken |= {value.name for node in nodes for value in node.outputs} | {n.name for n in nodes}
-
-    def fresh(self, name: str) -> str:
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
 
 
 def _check(readers: list[FactorLayer], ranks: dict[str, Ranks]) -> None:
@@ -173,7 +159,7 @@ def _inherits(layer: FactorLayer, part: str) -> bool:
     return part == ("out" if layer.node.op_type == "ConvTranspose" else "in")
 
 
-def _stored(layer: FactorLayer, factors: dict[str, Array], names: _Names) -> dict[str, ir.Value]:
+def _stored(layer: FactorLayer, factors: dict[str, Array], names: Names) -> dict[str, ir.Value]:
     """Put the factors among the graph's initializers, in the type and the layout of the layer's weights."""
     values = {}
     for part, weight in factors.items():
@@ -182,7 +168,7 @@ def _stored(layer: FactorLayer, factors: dict[str, Array], names: _Names) -> dic
     return values
 
 
-def _initializer(layer: FactorLayer, name: str, array: Array, names: _Names) -> ir.Value:
+def _initializer(layer: FactorLayer, name: str, array: Array, names: Names) -> ir.Value:
     name = names.fresh(name)
     dtype = (layer.weights.dtype or ir.DataType.FLOAT).numpy()
     tensor = ir.tensor(np.ascontiguousarray(array, dtype), name=name)
@@ -192,7 +178,7 @@ def _initializer(layer: FactorLayer, name: str, array: Array, names: _Names) -> 
     return value
 
 
-def _replace(layer: FactorLayer, ranks: Ranks, factors: dict[str, ir.Value], names: _Names) -> None:
+def _replace(layer: FactorLayer, ranks: Ranks, factors: dict[str, ir.Value], names: Names) -> None:
     """Put a chain of nodes in a layer's place; the last one has its bias and its output's name."""
     node = layer.node
     graph = node.graph

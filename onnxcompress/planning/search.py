@@ -24,6 +24,7 @@ from onnxcompress.pruning.elimination import readers, repaired
 from onnxcompress.pruning.selection import is_convolutional, skipped
 from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.shapes import concrete_shapes
+from onnxcompress.siblings import parted, unstacked
 from onnxcompress.weights import file_size
 
 KINDS = ("macs", "params", "size")
@@ -122,7 +123,7 @@ class Planner:
         self.survey, self.kind, self.progress = survey, kind, progress
         self.measured = defaultdict(dict)
         self.rewrite = list(rewrite)
-        self.total = self._measure(survey.network)
+        self.total = self._measure(survey.given)
         layers = survey.layers
         options = self._options()
         sensitivity = self._sensitivity(options)
@@ -149,8 +150,9 @@ class Planner:
         for round_ in range(ROUNDS):
             decision, left = self._within(share)
             damage = self._measure_choices(_made(decision), f"measuring plan {round_ + 1} of {ROUNDS}")
-            plan = replace(self.choices.plan(decision), rewrite=self.rewrite)
-            found.append(Planned(plan, left, damage))
+            plan, survey = self.choices.plan(decision), self.survey
+            filters = unstacked(plan.prune, survey.given, survey.together)
+            found.append(Planned(replace(plan, prune=filters, rewrite=self.rewrite), left, damage))
         return min(found, key=lambda planned: (max(planned.share, share), planned.damage))
 
     def _within(self, share: float) -> tuple[Decision, float]:
@@ -188,7 +190,7 @@ class Planner:
             layers = {layer.name: layer for layer in factor_layers(network, concrete_shapes(network))}
             empty = {name: _empty(layers[name], ranks) for name, ranks in plan.decompose.items()}
             network = factor(network, plan.decompose, empty)
-        return self._measure(network)
+        return self._measure(parted(network, self.survey.together))
 
     def _measure(self, network: ir.Model) -> int:
         if self.kind == "size":

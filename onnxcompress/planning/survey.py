@@ -20,6 +20,7 @@ from onnxcompress.progress import Steps
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.shapes import concrete_shapes
+from onnxcompress.siblings import joined, members
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -32,13 +33,17 @@ class Survey:
     """A network and what calibration data say about it.
 
     Attributes:
-        network: simplified; its weights are changed and put back while damage is measured.
-        layers: its Conv, ConvTranspose, Gemm and MatMul.
+        given: the simplified network.
+        together: siblings of it that are looked at as one layer.
+        network: it with these joined; its weights are changed and put back while damage is measured.
+        layers: Conv, ConvTranspose, Gemm and MatMul of `network`.
         graph: its channels.
         moments: of what layers read, by layer.
         parts: the samples.
     """
 
+    given: ir.Model
+    together: Sequence[str]
     network: ir.Model
     layers: list[FactorLayer]
     graph: ChannelGraph
@@ -56,18 +61,29 @@ class Change:
 
 
 def survey(
-    network: ir.Model,
+    given: ir.Model,
     parts: Parts,
     moments: Mapping[str, Moments] | None = None,
+    together: Sequence[str] = (),
     progress: Steps | None = None,
 ) -> Survey:
-    """Analyse a network and, unless the moments are known already, run it once on the data."""
-    shapes = concrete_shapes(network)
-    layers = factor_layers(network, shapes)
-    graph = analyse(network, shapes)
+    """Analyse a network and, unless the moments are known already, run it once on the data.
+
+    Args:
+        given: a simplified network; not touched.
+        parts: the samples.
+        moments: of its layers.
+        together: siblings (see `siblings`) that are looked at as one layer.
+        progress: called with (samples done, samples in all).
+    """
     if moments is None:
-        moments = statistics(network, layers, parts.fit, progress)
-    return Survey(network, layers, graph, moments, parts)
+        layers = factor_layers(given, concrete_shapes(given))
+        moments = statistics(given, layers, parts.fit, progress)
+    network = joined(given, together)
+    shapes = concrete_shapes(network)
+    alike = {name: moments[members(name)[0]] for name in together if members(name)[0] in moments}
+    layers = factor_layers(network, shapes)
+    return Survey(given, together, network, layers, analyse(network, shapes), {**moments, **alike}, parts)
 
 
 def factored(layer: FactorLayer, moments: Moments, ranks: Ranks) -> tuple[Change, float]:

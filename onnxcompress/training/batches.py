@@ -1,4 +1,4 @@
-"""Training data in random order, randomly cropped and mirrored; read from the disk as it is needed."""
+"""Training data in random order, randomly cropped, mirrored and enlarged; read as it is needed."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,11 +21,11 @@ def shuffled(
     seed: int,
     crop: bool = True,
     mirror: bool = True,
+    zoom: float = 1.0,
 ) -> Callable[[int], tuple[np.ndarray, np.ndarray | None]]:
     """Samples and labels of a step, counted from 0: the same for the same number and seed.
 
-    Every epoch has its own order, and leaves out what does not fill a batch. Arrays are neither cropped nor
-    mirrored.
+    Every epoch has its own order, and leaves out what does not fill a batch. Arrays are fed as they are.
 
     Args:
         data: with or without labels.
@@ -35,10 +35,14 @@ def shuffled(
         seed: of order and views.
         crop: take the crop from anywhere in the image, not from its centre.
         mirror: turn every other image left to right, on average.
+        zoom: enlarge by up to this factor, at random.
 
     Raises:
-        InputError: when there are fewer samples than a batch takes, or one does not fit the network.
+        InputError: when there are fewer samples than a batch takes, one does not fit the network, or the zoom
+            is below 1.
     """
+    if not 1 <= zoom < np.inf:
+        raise InputError(f"zoom: {zoom} is not a number from 1 on")
     if batch > len(data):
         raise InputError(f"{data.name}: has {len(data)} samples, fewer than a batch of {batch}")
     read = reader(data, shape=shape, preprocessing=preprocessing)
@@ -49,12 +53,17 @@ def shuffled(
         order = np.random.default_rng((seed, ORDER, epoch)).permutation(len(data))
         indices = order[position * batch : (position + 1) * batch]
         random = np.random.default_rng((seed, VIEWS, step))
-        views = [_view(random, crop, mirror) for _ in indices]
+        views = [_view(random, crop, mirror, zoom) for _ in indices]
         return read(indices, views), None if data.labels is None else data.labels[indices]
 
     return batch_of
 
 
-def _view(random: np.random.Generator, crop: bool, mirror: bool) -> View:
-    top, left, side = random.random(3)
-    return View(float(top) if crop else None, float(left) if crop else None, bool(mirror and side < 0.5))
+def _view(random: np.random.Generator, crop: bool, mirror: bool, zoom: float) -> View:
+    top, left, side, nearer = random.random(4)
+    return View(
+        float(top) if crop else None,
+        float(left) if crop else None,
+        bool(mirror and side < 0.5),
+        float(1 / (1 - nearer * (1 - 1 / zoom))),
+    )

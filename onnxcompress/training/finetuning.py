@@ -61,6 +61,7 @@ def finetune(
     teacher_weight: float = 0.5,
     crop: bool = True,
     mirror: bool = True,
+    zoom: float = 1.0,
     preprocessing: prep.Preprocessing | None = None,
     checkpoint_file: str | Path | None = None,
     resume: bool = False,
@@ -84,8 +85,9 @@ def finetune(
         teacher_weight: share of the teacher in the loss where there are labels too, in (0, 1).
         crop: take training images from anywhere in the larger image that preprocessing gives, not its centre.
         mirror: turn half of the training images left to right.
+        zoom: show them enlarged by a random factor between 1 and this.
         preprocessing: the steps from image to array; None takes those that the network carries.
-        checkpoint_file: where the state is kept while training goes on. It is removed at the end.
+        checkpoint_file: where the state is kept while training goes on. It stays there.
         resume: go on from the checkpoint, if there is one.
         progress: called with (steps done, steps in all) after each step.
         on_epoch: called after each epoch.
@@ -119,13 +121,23 @@ def finetune(
         seed=recipe.seed,
         crop=crop,
         mirror=mirror,
+        zoom=zoom,
     )
     batch_of = _batches(data, loss, teach, labels, draw)
     per_epoch = len(data) // (recipe.batch * recipe.iter_size)
     total = steps if steps is not None else round(epochs * per_epoch)
     if total < 1:
         raise InputError(f"epochs: {epochs} leaves no step to take")
-    facts = [asdict(recipe), [asdict(term) for term in terms], total, crop, mirror, data.name, len(data)]
+    facts = [
+        asdict(recipe),
+        [asdict(term) for term in terms],
+        total,
+        crop,
+        mirror,
+        zoom,
+        data.name,
+        len(data),
+    ]
     fingerprint = _fingerprint(facts, network, teacher)
     path = None if checkpoint_file is None else Path(checkpoint_file)
     run = (
