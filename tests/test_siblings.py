@@ -169,6 +169,20 @@ def test_a_plan_with_a_shared_input_factor_is_applied_and_reported():
     assert sum(row["macs_after"] for row in rows.values()) == result.stages[-1].cost.macs
 
 
+def test_branches_that_read_a_subspace_share_it_under_a_budget():
+    model = block([8, 8, 8], [True, True, True])
+    random = np.random.default_rng(0)
+    spanned = np.einsum(
+        "ncx,cd->ndx", random.standard_normal((40, 2, 64)), random.standard_normal((2, CHANNELS))
+    )
+    data = oc.Calibration([{"x": spanned.reshape(40, CHANNELS, 8, 8).astype(np.float32)}])
+    result = oc.compress(model, data=data, target="macs=0.7")
+    assert result.plan.decompose["a0 + a1 + a2"] == (2, 2, None)
+    assert result.fitted.closeness.damage < 1e-6
+    again = oc.apply(model, from_yaml(to_yaml(result.plan)), data=data)
+    assert ir.to_proto(again.model) == ir.to_proto(result.model)
+
+
 @pytest.mark.parametrize("name", ["a0 + b1", "a0 + a0", "a0 + a1 + b0"])
 def test_what_are_no_siblings_is_refused(name):
     model = simplify(block([4, 5, 6], [True, True, False]))

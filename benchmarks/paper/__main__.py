@@ -24,6 +24,7 @@ import onnxcompress as oc
 from benchmarks.paper import arms, report, tasks
 from benchmarks.paper.settings import DIGITS, FULL, QUICK, Settings
 from onnxcompress.model import write_text
+from onnxcompress.plan import members
 
 RESULTS = tasks.ROOT / "benchmarks" / "results" / "paper"
 PROGRESS_SECONDS = 60.0
@@ -96,7 +97,7 @@ def experiment(task: tasks.Task, settings: Settings, folder: Path) -> None:
             outcome = arms.ARMS[arm](arms.Run(task, settings, seed, folder, every_minute(label)), setting)
             oc.save(outcome.model, file)
             seconds = round(time.monotonic() - began)
-            ranks = {layer: each.entries() for layer, each in outcome.ranks.items()}
+            ranks = {layer: each.entries() for name, each in outcome.ranks.items() for layer in members(name)}
             changes = {"removed": dict(outcome.removed), "ranks": ranks}
             return facts(arm, setting, seed, seconds=seconds, **changes, **measured(task, file, whole))
 

@@ -57,6 +57,19 @@ def test_crops_lie_in_the_image_and_half_are_mirrored(images):
     assert 40 < sum(key[3] for key in keys) < 80
 
 
+def test_enlarged_images_show_less(images):
+    for file in images.samples:  # brightness grows by 10 a column
+        Image.fromarray(np.tile(np.arange(12, dtype=np.uint8) * 10, (12, 1)), "L").save(file)
+    draw = batches(images, seed=1, mirror=False, zoom=2.0)
+    steps = np.concatenate([np.diff(image[0, 4, 2:6]) for step in range(30) for image in draw(step)[0]])
+    assert (steps >= 4).all()
+    assert (steps <= 11).all()
+    assert steps.min() < 6
+    assert steps.max() > 9
+    with pytest.raises(InputError, match="not a number from 1 on"):
+        batches(images, seed=1, zoom=0.5)
+
+
 def test_too_few_samples(images):
     with pytest.raises(InputError, match="has 7 samples, fewer than a batch of 8"):
         shuffled(images, shape=(1, 9, 8), preprocessing=PREPROCESSING, batch=8, seed=0)
