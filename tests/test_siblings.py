@@ -28,8 +28,12 @@ def block(
     stride: int = 1,
     opset: int = 17,
     seed: int = 0,
+    exposed: bool = False,
 ) -> ir.Model:
-    """1×1 convolutions a0, a1, … of x, each with or without a Relu, read by one convolution each."""
+    """1×1 convolutions a0, a1, … of x, each with or without a Relu, read by one convolution each.
+
+    Where they are exposed, what the first two give is an output of the network too.
+    """
     random = np.random.default_rng(seed)
     nodes, weights, ends = [], [], []
 
@@ -48,11 +52,15 @@ def block(
             value = f"r{number}"
         ends.append(conv(f"b{number}", value, (3, width, 1, 1)))
     nodes.append(helper.make_node("Concat", ends, ["y"], axis=1))
+    outputs = {"y": 3 * len(widths)} | ({"a0:0": widths[0], "r1": widths[1]} if exposed else {})
     graph = helper.make_graph(
         nodes,
         "siblings",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", CHANNELS, 8, 8])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", width, 8 // stride, 8 // stride])
+            for name, width in outputs.items()
+        ],
         weights,
     )
     return ir.from_proto(
@@ -61,7 +69,7 @@ def block(
 
 
 @st.composite
-def blocks(draw):
+def blocks(draw, exposed: bool = False):
     widths = draw(st.lists(st.integers(2, 7), min_size=2, max_size=4))
     relus = draw(
         st.lists(st.booleans(), min_size=len(widths), max_size=len(widths)) | st.just([True] * len(widths))
@@ -74,6 +82,7 @@ def blocks(draw):
             stride=draw(st.sampled_from([1, 2])),
             opset=draw(st.sampled_from([11, 13, 18])),
             seed=draw(st.integers(0, 99)),
+            exposed=exposed and relus[1] and draw(st.booleans()),
         )
     )
 
@@ -91,7 +100,7 @@ def assert_same(actual: ir.Model, expected: ir.Model) -> None:
 
 
 @SETTINGS
-@given(blocks() | networks().map(simplify))
+@given(blocks(exposed=True) | networks().map(simplify))
 def test_joined_and_parted_networks_compute_the_same(model):
     names = siblings(model)
     whole = joined(model, names)
