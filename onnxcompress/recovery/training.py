@@ -66,7 +66,9 @@ def in_words(result: Finetuned) -> str:
     """What training did, on one line."""
     validations = {epoch.number: epoch.validation for epoch in result.curve}
     before, after = validations.get(0), validations.get(result.best)
-    words = f"{len(result.curve) - 1} epochs, rate {result.rate:.2g}, the weights after epoch {result.best}"
+    count = len(result.curve) - 1
+    words = f"{count} epoch{'s' * (count != 1)}, rate {result.rate:.2g}, "
+    words += f"the weights after epoch {result.best}"
     if before is not None and after is not None:
         what, first, last = (
             ("top-1", before.top1, after.top1)
