@@ -89,8 +89,10 @@ def joined(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
     Args:
         model: a simplified network; not touched.
-        names: some of those that `siblings` gives.
+        names: some of those that `siblings` gives; without any the network itself is returned.
     """
+    if not names:
+        return model
     result = model.clone()
     nodes = {node.name: node for node in result.graph}
     fresh = Names(result.graph)
@@ -104,6 +106,8 @@ def parted(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
     Of a factored layer the last part is: the siblings then read the input factor that they share.
     """
+    if not names:
+        return model
     result = model.clone()
     splits = {node.name: node for node in result.graph}
     fresh = Names(result.graph)
