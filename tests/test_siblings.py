@@ -115,13 +115,14 @@ def test_joined_and_parted_networks_compute_the_same(model):
 @given(blocks(), st.data())
 def test_filters_removed_from_the_joined_layer_are_those_of_its_members(model, data):
     names = siblings(model)
-    widths = {f"a{number}": None for number in range(len(members(names[0])))}
-    width = {
-        node.name: len(node.inputs[1].const_value.numpy()) for node in model.graph if node.name in widths
+    widths = {
+        node.name: len(node.inputs[1].const_value.numpy())
+        for node in model.graph
+        if node.name in members(names[0])
     }
     filters = {
         name: gone
-        for name, count in width.items()
+        for name, count in widths.items()
         if (
             gone := data.draw(
                 st.lists(st.integers(0, count - 1), unique=True, max_size=count - 1).map(sorted)
