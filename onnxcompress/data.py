@@ -90,7 +90,14 @@ def subset(data: Data, limit: int | None) -> Data:
         raise InputError(f"the limit of {limit} samples leaves none; give at least 1")
     if limit is None or limit >= len(data):
         return data
-    return pick(data, np.arange(limit) * len(data) // limit)
+    return pick(data, spread(len(data), limit))
+
+
+def spread(count: int, limit: int | None) -> np.ndarray:
+    """Numbers of at most `limit` of `count` samples, evenly spread: they often come ordered by class."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.arange(limit) * count // limit
 
 
 def pick(data: Data, numbers: np.ndarray) -> Data:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from onnxcompress.data import Data, Reader, open_data, pick, reader, subset
+from onnxcompress.data import Data, Reader, open_data, pick, reader, spread, subset
 from onnxcompress.errors import InputError
 from onnxcompress.preprocessing import Preprocessing, View, from_metadata
 from onnxcompress.progress import Steps
@@ -148,7 +148,7 @@ def read_samples(
     else:
         arrays = _gathered(source, set(inputs))
     count = _check(arrays, inputs) // views
-    numbers = np.arange(count) if limit is None or limit >= count else np.arange(limit) * count // limit
+    numbers = spread(count, limit)
     return Samples(arrays, (numbers[:, None] * views + np.arange(views)).ravel(), views, data)
 
 

@@ -12,6 +12,7 @@ from onnxcompress.calibration.patches import fitted_layers
 from onnxcompress.calibration.samples import Parts
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.calibration.statistics import Moments, statistics
+from onnxcompress.data import spread
 from onnxcompress.factoring.fitted import fit_factors, regular
 from onnxcompress.layers import FactorLayer, factor_layers, set_weights
 from onnxcompress.measure.damage import damage
@@ -120,7 +121,7 @@ def measured_damage(
         return {}
     network = survey.network
     chosen = survey.parts.choose
-    samples = replace(chosen, chosen=chosen.chosen[:PROBES])
+    samples = replace(chosen, chosen=chosen.chosen[spread(len(chosen), PROBES)])
     stages = Stages(network, fitted_layers(survey.layers), samples)
     place = {layer.name: stage for stage, members in enumerate(stages.layers) for layer in members}
     outputs = [str(value.name) for value in network.graph.outputs]

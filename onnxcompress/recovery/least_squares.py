@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnxcompress.calibration.patches import fitted_layers, patches, per_sample
 from onnxcompress.calibration.samples import Samples
 from onnxcompress.calibration.stages import Stages
+from onnxcompress.data import spread
 from onnxcompress.factoring.fitted import Factors, fit_factors
 from onnxcompress.layers import FactorLayer, factor_layers, set_weights
 from onnxcompress.plan import Ranks
@@ -127,7 +128,7 @@ def together(fit: Samples, choose: Samples) -> tuple[Samples, int]:
     wanted = min(HELD_BACK, (fit.count + choose.count) // 5)
     more = max(wanted - choose.count, 0)
     held_back = np.zeros(fit.count, bool)
-    held_back[np.arange(more) * fit.count // max(more, 1)] = True
+    held_back[spread(fit.count, more)] = True
     held_back = np.repeat(held_back, fit.views)
     rows = np.concatenate([fit.chosen[~held_back], fit.chosen[held_back], choose.chosen])
     return Samples(fit.arrays, rows), int((~held_back).sum())
