@@ -123,7 +123,7 @@ class Planner:
         self.survey, self.kind, self.progress = survey, kind, progress
         self.measured = defaultdict(dict)
         self.rewrite = list(rewrite)
-        self.total = self._measure(survey.given)
+        self.total = self._measure(survey.network)
         layers = survey.layers
         options = self._options()
         sensitivity = self._sensitivity(options)
@@ -190,11 +190,12 @@ class Planner:
             layers = {layer.name: layer for layer in factor_layers(network, concrete_shapes(network))}
             empty = {name: _empty(layers[name], ranks) for name, ranks in plan.decompose.items()}
             network = factor(network, plan.decompose, empty)
-        return self._measure(parted(network, self.survey.together))
+        return self._measure(network)
 
     def _measure(self, network: ir.Model) -> int:
+        """The cost of a network whose siblings are joined; MACs and parameters are the same once apart."""
         if self.kind == "size":
-            return file_size(network)
+            return file_size(parted(network, self.survey.together))
         found = cost(network)
         return max(1, found.macs if self.kind == "macs" else found.params)
 
