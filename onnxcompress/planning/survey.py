@@ -26,7 +26,7 @@ from onnxcompress.siblings import joined, members
 Name = TypeVar("Name", bound=Hashable)
 
 PROBES = 48
-"""Samples that damage to the output is measured on, of those kept for choosing."""
+"""Samples that damage to the output is measured on, spread over those kept for choosing."""
 
 
 @dataclass(frozen=True)
