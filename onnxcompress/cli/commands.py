@@ -477,9 +477,9 @@ def finetune(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train the weights: after a teacher (no labels needed), by labels, or both.
+    """Train the weights: after a teacher, by labels, or both.
 
-    The state is kept in OUTPUT.checkpoint until the end, for --resume.
+    A teacher needs no labels: its answers are matched. The state is kept in OUTPUT.checkpoint until the end, for --resume.
     """
     from onnxcompress.caffe.solver import read_solver
     from onnxcompress.training.schedules import Schedule
