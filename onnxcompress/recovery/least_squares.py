@@ -230,25 +230,20 @@ def fit_group(
     x -= x_mean.astype(np.float32)
     ours, theirs = x[:fitted], x[fitted:]
     g, g_held = _product(ours, ours), _product(theirs, theirs)
-    start = given.T.astype(np.float32)
-
-    def rest(target: NDArray) -> tuple[Array, NDArray]:
-        """The mean of a target, and what the given weights leave of it."""
-        mean = target[:fitted].mean(axis=0, dtype=np.float64) if bias else np.zeros(target.shape[1])
-        return mean, target - mean.astype(np.float32) - x @ start
-
+    response = x @ given.T.astype(np.float32)
     solvers = _solvers(g)
     target = y
     for _ in range(1 + RELU_ROUNDS * relu):
-        mean, left = rest(target)
+        mean = target[:fitted].mean(axis=0, dtype=np.float64) if bias else np.zeros(y.shape[1])
+        left = target - mean.astype(np.float32) - response
         c, c_held = _product(left[:fitted], ours), _product(left[fitted:], theirs)
         weights, factors = given + _best(solvers, c, g_held, c_held), None
         if ranks is not None:
             factors = fit_factors(weights, g, inputs, ranks)
             weights = factors.weights
         if relu:
-            response = x @ weights.T.astype(np.float32) + mean.astype(np.float32)
-            target = np.where(y > 0, y, np.minimum(response, 0))
+            found = x @ weights.T.astype(np.float32) + mean.astype(np.float32)
+            target = np.where(y > 0, y, np.minimum(found, 0))
     return weights, mean - weights @ x_mean, factors
 
 
