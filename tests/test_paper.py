@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.paper.__main__ import experiment
+from benchmarks.paper.arms import Run, ours
 from benchmarks.paper.curves import Measured, averaged, compared, falling, headline_points, reach
 from benchmarks.paper.settings import Settings
 from benchmarks.paper.tasks import at_side, digits, held_back
@@ -100,18 +101,34 @@ def test_a_network_for_smaller_images():
     assert run(session(smaller), {"x": x})[0].shape == run(session(model), {"x": large})[0].shape == (1, 5)
 
 
-def test_a_small_run_goes_on_where_it_was(tmp_path):
+SMALL = Settings(
+    points={"Tucker": ("vbmf:2",), "both": ("0.3 vbmf:2",), "ours, MACs": ("macs=0.5",)},
+    steps=4,
+    rounds=1,
+    scored=16,
+    calibration=60,
+    seeds=1,
+)
+
+
+def small_task():
     whole = digits()
     train = pick(whole.train, np.arange(0, 1000, 8))
-    task = replace(whole, train=train, test=pick(whole.test, np.arange(64)))
-    settings = Settings(
-        points={"Tucker": ("vbmf:2",), "both": ("0.3 vbmf:2",), "ours, MACs": ("macs=0.5",)},
-        steps=4,
-        rounds=1,
-        scored=16,
-        calibration=60,
-        seeds=1,
-    )
+    return replace(whole, train=train, test=pick(whole.test, np.arange(64)))
+
+
+def test_what_is_compressed_before_training_serves_all_seeds(tmp_path):
+    task = small_task()
+    first, second = (ours(Run(task, SMALL, seed, tmp_path, lambda *_: None), "macs=0.5") for seed in (0, 1))
+    assert [file.name for file in (tmp_path / "compressed").glob("*.onnx")] == ["macs=0.5.onnx"]
+    assert (first.removed, first.ranks) == (second.removed, second.ranks)
+    x = task.test.samples[:1]
+    one, other = (run(session(each.model), {"data": x})[0] for each in (first, second))
+    assert not np.array_equal(one, other)
+
+
+def test_a_small_run_goes_on_where_it_was(tmp_path):
+    task, settings = small_task(), SMALL
     experiment(task, settings, tmp_path)
     made = {file: file.stat().st_mtime_ns for file in tmp_path.glob("networks/*")}
     assert len(made) == 6

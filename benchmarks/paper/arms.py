@@ -14,8 +14,8 @@ import onnx_ir as ir
 import onnxcompress as oc
 from benchmarks.paper.settings import Settings
 from benchmarks.paper.tasks import Progress, Task
-from onnxcompress.model import simplify
-from onnxcompress.plan import Ranks
+from onnxcompress.model import simplify, write_text
+from onnxcompress.plan import Ranks, read_plan, to_yaml
 from onnxcompress.pruning.interleaved import prune_and_train
 
 
@@ -83,11 +83,18 @@ def both(run: Run, setting: str) -> Outcome:
 
 def ours(run: Run, setting: str) -> Outcome:
     """Filters and ranks chosen under one budget, weights fitted without labels; the setting is a target."""
-    statistics, limit = run.folder / "statistics.npz", run.settings.calibration
-    calibration = oc.Calibration(run.task.train, stats=statistics, limit=limit)
-    result = oc.compress(run.task.model, target=setting, data=calibration, progress=run.progress)
-    removed = {name: len(filters) for name, filters in result.plan.prune.items()}
-    return Outcome(_trained(run, result.model, run.settings.steps), removed, result.plan.decompose)
+    file = run.folder / "compressed" / f"{setting}.onnx"
+    plan = file.with_suffix(".plan.yaml")
+    if not plan.exists():  # the same for every seed
+        statistics, limit = run.folder / "statistics.npz", run.settings.calibration
+        calibration = oc.Calibration(run.task.train, stats=statistics, limit=limit)
+        result = oc.compress(run.task.model, target=setting, data=calibration, progress=run.progress)
+        file.parent.mkdir(exist_ok=True)
+        oc.save(result.model, file)
+        write_text(plan, to_yaml(result.plan))
+    chosen = read_plan(plan)
+    removed = {name: len(filters) for name, filters in chosen.prune.items()}
+    return Outcome(_trained(run, oc.load(file), run.settings.steps), removed, chosen.decompose)
 
 
 ARMS: dict[str, Callable[[Run, str], Outcome]] = {

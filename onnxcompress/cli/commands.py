@@ -479,7 +479,8 @@ def finetune(
 ) -> None:
     """Train the weights: after a teacher, by labels, or both.
 
-    A teacher needs no labels: its answers are matched. The state is kept in OUTPUT.checkpoint until the end, for --resume.
+    A teacher needs no labels: its answers are matched.
+    The state is kept in OUTPUT.checkpoint until the end, for --resume.
     """
     from onnxcompress.caffe.solver import read_solver
     from onnxcompress.training.schedules import Schedule
