@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes import common as passes
 
 from onnxcompress.errors import InputError
 from onnxcompress.training.rules import RULES
@@ -48,12 +49,15 @@ def modern(model: ir.Model) -> ir.Model:
     if model.opset_imports.get("", OPSET) >= OPSET:
         return model
     try:
-        return ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), OPSET))
+        converted = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), OPSET))
     except Exception as error:  # the converter has many kinds
         raise InputError(
             f"the network cannot be converted to opset {OPSET}: {' '.join(str(error).split())[:200]}; "
             "export it again"
         ) from None
+    # Axes that were attributes come as Constant nodes.
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)
+    return converted
 
 
 def record(

@@ -163,6 +163,15 @@ class Tape:
         """Broadcast to a shape."""
         return self.emit("Expand", gradient, self.ints(shape))
 
+    def pad(self, value: ir.Value, rank: int, axes: Sequence[int], widths: Sequence[int]) -> ir.Value:
+        """Zeros at both ends of some axes: the widths in front of all of them, then those behind.
+
+        Written for all axes: ONNX Runtime takes those of some for all when it moves a Transpose past the Pad.
+        """
+        pads = np.zeros((2, rank), np.int64)
+        pads[:, list(axes)] = np.reshape(widths, (2, -1))
+        return self.emit("Pad", value, self.ints(pads.ravel()))
+
     def zeros(self, shape: Shape) -> ir.Value:
         """Zeros."""
         return self.emit(

@@ -12,7 +12,7 @@ from tests.training.numpy_operators import OPERATORS
 OPSET = 20
 
 
-def network(operator, inputs, constants=(), outputs=1, **attributes):
+def network(operator, inputs, constants=(), outputs=1, opset=OPSET, **attributes):
     """One node on real inputs, then integer constants (None: left out)."""
     given = [ir.val(f"x{i}", ir.DataType.DOUBLE, x.shape) for i, x in enumerate(inputs)]
     stored = [
@@ -27,7 +27,7 @@ def network(operator, inputs, constants=(), outputs=1, **attributes):
         node.outputs,
         nodes=[node],
         initializers=[each for each in stored if each is not None],
-        opset_imports={"": OPSET},
+        opset_imports={"": opset},
         name="one",
     )
     return ir.Model(graph, ir_version=10)

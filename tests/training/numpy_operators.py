@@ -1,4 +1,4 @@
-"""Operators in float64, where onnx's own reference is wrong (groups, negative padding, positions) or slow."""
+"""Operators in float64, where onnx's reference is wrong (groups, padding, positions), slow or in float32."""
 
 from itertools import product
 
@@ -143,4 +143,15 @@ class Gelu(OpRun):
         return (x / 2 * (1 + erf(x / np.sqrt(2))),)
 
 
-OPERATORS = [Conv, ConvTranspose, MaxPool, Pad, Erf, Gelu]
+class GroupNormalization(OpRun):
+    op_domain = ""
+
+    def _run(self, x, scale, bias, epsilon=None, num_groups=None, stash_type=None):
+        grouped = x.reshape(len(x), num_groups, -1)
+        normal = grouped - grouped.mean(axis=2, keepdims=True)
+        normal /= np.sqrt(normal.var(axis=2, keepdims=True) + epsilon)
+        each = (-1, *[1] * (x.ndim - 2))
+        return (normal.reshape(x.shape) * scale.reshape(each) + bias.reshape(each),)
+
+
+OPERATORS = [Conv, ConvTranspose, MaxPool, Pad, Erf, Gelu, GroupNormalization]

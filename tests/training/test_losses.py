@@ -7,6 +7,7 @@ from onnxcompress.model import simplify
 from onnxcompress.runtime import run, session
 from onnxcompress.training.losses import Loss, Term, scores_of, scoring, softmax
 from onnxcompress.training.parameters import current, trainable, with_weights
+from tests import onnx_text
 from tests.training.small import network, samples
 
 
@@ -31,8 +32,40 @@ def test_loss_is_the_weighted_cross_entropy():
     assert value == pytest.approx(0.3 * hard + 0.7 * 4 * soft, rel=1e-4)
 
 
-def test_gradients_are_the_slopes_of_the_loss():
-    model, data = simplify(network(3)), samples(6, seed=1)
+def between(steps):
+    """Maps of a convolution, some steps in the opset in which the axes of a mean are an attribute, scores."""
+    random = np.random.default_rng(0)
+    shapes = {"w": (5, 1, 3, 3), "v": (5, 5, 1, 1), "u": (5, 4)}
+    weights = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return onnx_text.network(
+        f"""g (float[n, 1, 8, 8] data) => (float[n, 4] scores) <int64[1] one = {{1}}, int64[1] five = {{5}}>
+        {{
+            maps = Conv (data, w)
+            {steps}
+            pooled = ReduceMean <axes = [-1, -2], keepdims = 0> (last)
+            scores = Gemm (pooled, u)
+        }}""",
+        weights,
+    )
+
+
+SQUEEZE_AND_EXCITATION = """
+    squeezed = ReduceMean <axes = [2, 3], keepdims = 1> (maps)
+    mixed = Conv (squeezed, v)
+    gate = Sigmoid (mixed)
+    last = Mul (maps, gate)
+"""
+
+SLICE_OF_TRANSPOSED = """
+    turned = Transpose <perm = [0, 2, 3, 1]> (maps)
+    rows = Slice (turned, one, five, one)
+    last = Transpose <perm = [0, 3, 1, 2]> (rows)
+"""
+
+
+@pytest.mark.parametrize("given", [network(3), between(SQUEEZE_AND_EXCITATION), between(SLICE_OF_TRANSPOSED)])
+def test_gradients_are_the_slopes_of_the_loss(given):
+    model, data = simplify(given), samples(6, seed=1)
     names = list(trainable(model))
     targets = [
         np.eye(4, dtype=np.float32)[data.labels],

@@ -148,6 +148,7 @@ def test_lrn(channels, size):
     [
         *((name, {}) for name in ("Relu", "Sigmoid", "Tanh", "Exp", "Neg", "Abs", "Softplus", "Erf", "Gelu")),
         *((name, {}) for name in ("HardSwish", "Mish", "Identity", "LeakyRelu", "Elu", "HardSigmoid")),
+        *((name, {}) for name in ("Selu", "GlobalMaxPool", "ReduceMax", "ReduceMin", "ReduceL2")),
         ("LeakyRelu", {"alpha": 0.3}),
         ("Elu", {"alpha": 0.7}),
         ("HardSigmoid", {"alpha": 0.4, "beta": 0.6}),
@@ -220,6 +221,14 @@ def test_layer_normalization():
     check("LayerNormalization", [draw_array(2, 3, 5), draw_array(3, 5, seed=1)], axis=1)
 
 
+@pytest.mark.parametrize("size", [(4,), (4, 3), (2, 3, 2)])
+def test_normalization_of_maps(size):
+    inputs = [draw_array(2, 6, *size), draw_array(6, seed=1), draw_array(6, seed=2)]
+    check("InstanceNormalization", inputs, epsilon=0.1)
+    for groups in (1, 3, 6):
+        check("GroupNormalization", inputs, opset=21, num_groups=groups, epsilon=0.1)
+
+
 def test_moving():
     x = draw_array(2, 6, 5)
     check("Reshape", [x], [np.array([3, -1])])
@@ -237,6 +246,8 @@ def test_moving():
     check("Gather", [x], [np.array(2)], axis=2)
     check("ReduceMean", [x], [np.array([1, -1])], keepdims=0)
     check("ReduceSum", [x], [np.array([1])])
+    check("ReduceL2", [x], [np.array([1, -1])], keepdims=0)
+    check("ReduceMax", [distinct(2, 6, 5)], [np.array([1, -1])], keepdims=0)
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,25 @@ def mobilenet():
     return nn.Sequential(*stem, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
 
 
+class Gated(nn.Module):
+    """Group normalization, then gates by the mean and the maximum of every map, and by directions."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.GroupNorm(4, width), nn.SELU())
+        self.mix = nn.Conv2d(width, width, 1)
+
+    def forward(self, x):
+        y = self.body(x)
+        gate = self.mix(y.mean((2, 3), keepdim=True) + torch.amax(y, (2, 3), keepdim=True))
+        return x + y * torch.sigmoid(gate) + nn.functional.normalize(y, dim=1)
+
+
+def gated():
+    body = [conv(3, 16, 3, 2), Gated(16), conv(16, 32, 3, 2), nn.AdaptiveMaxPool2d(1)]
+    return nn.Sequential(*body, nn.Flatten(), nn.Linear(32, 10))
+
+
 def exported(module, path):
     torch.manual_seed(0)
     module = module().eval()
@@ -112,7 +131,7 @@ def compare(model, size, tolerance=1e-4, samples=3):
         assert difference < tolerance, key
 
 
-@pytest.mark.parametrize("module", [resnet, mobilenet])
+@pytest.mark.parametrize("module", [resnet, mobilenet, gated])
 def test_exported_networks(module, tmp_path):
     compare(exported(module, str(tmp_path / "model.onnx")), 64)
 

@@ -52,6 +52,14 @@ def clip(a, x, low=None, high=None):
     return torch.clamp(x, low, high)
 
 
+def axes_of(a, x, axes):
+    return tuple(a.get("axes", range(x.ndim)) if axes is None else axes.tolist())
+
+
+def reduced(function):
+    return lambda a, x, axes=None: function(x, axes_of(a, x, axes), keepdim=bool(a.get("keepdims", 1)))
+
+
 OPERATORS = {
     "Conv": conv,
     "MaxPool": max_pool,
@@ -68,9 +76,22 @@ OPERATORS = {
     "Concat": lambda a, *xs: torch.cat(xs, a["axis"]),
     "Add": lambda a, x, y: x + y,
     "Mul": lambda a, x, y: x * y,
+    "Div": lambda a, x, y: x / y,
+    "Expand": lambda a, x, shape: x.expand(*shape.tolist()),
+    "ReduceMean": reduced(torch.mean),
+    "ReduceMax": reduced(torch.amax),
+    "ReduceL2": reduced(lambda x, axes, keepdim: x.norm(dim=axes, keepdim=keepdim)),
+    "InstanceNormalization": lambda a, x, scale, bias: functional.instance_norm(
+        x, weight=scale, bias=bias, eps=a["epsilon"]
+    ),
+    "Selu": lambda a, x: functional.selu(x),
+    "GlobalMaxPool": lambda a, x: x.amax((2, 3), keepdim=True),
     "GlobalAveragePool": lambda a, x: x.mean((2, 3), keepdim=True),
     "Flatten": lambda a, x: x.flatten(a.get("axis", 1)),
-    "Reshape": lambda a, x, shape: x.reshape(shape.tolist()),
+    "Reshape": lambda a, x, shape: x.reshape(
+        [size or x.shape[axis] for axis, size in enumerate(shape.tolist())]
+    ),
+    "Shape": lambda a, x: torch.tensor(x.shape),
     "Softmax": lambda a, x: torch.softmax(x, a.get("axis", -1)),
     "Dropout": lambda a, x, *_: x,
     "Identity": lambda a, x: x,

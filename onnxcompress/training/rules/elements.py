@@ -187,6 +187,18 @@ def elu(tape: Tape, node: ir.Node, x: ir.Value, y: ir.Value, g: ir.Value) -> ir.
     return tape.add(tape.where(positive, g), tape.where(tape.emit("Not", positive), below))
 
 
+@function_of_one("Selu")
+def selu(tape: Tape, node: ir.Node, x: ir.Value, y: ir.Value, g: ir.Value) -> ir.Value:
+    """γ or y + αγ."""
+    alpha, gamma = (
+        real(node, "alpha", 1.67326319217681884765625),
+        real(node, "gamma", 1.05070102214813232421875),
+    )
+    below = tape.mul(g, tape.add(y, alpha * gamma))
+    positive = tape.emit("Greater", x, tape.constant(0))
+    return tape.add(tape.where(positive, tape.mul(g, gamma)), tape.where(tape.emit("Not", positive), below))
+
+
 @rule("PRelu")
 def prelu(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     """x, or slope · x where x is negative."""

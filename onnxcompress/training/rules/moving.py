@@ -78,7 +78,7 @@ def slice_(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     def pullback(g: ir.Value) -> Gradients:
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
             taken = range(shape[axis])[slice(start, None if step < 0 and end < -shape[axis] else end, step)]
-            g = put_back(tape, g, axis, taken, shape[axis])
+            g = put_back(tape, g, axis, taken, shape)
         return [g, *(None for _ in inputs[1:])]
 
     return y, pullback
@@ -97,12 +97,12 @@ def gather(tape: Tape, node: ir.Node, inputs: Any) -> Any:
 
     def pullback(g: ir.Value) -> Gradients:
         g = tape.reshape(g, (*shape[:axis], len(taken), *shape[axis + 1 :]))
-        return [put_back(tape, g, axis, taken.tolist(), shape[axis]), None]
+        return [put_back(tape, g, axis, taken.tolist(), shape), None]
 
     return y, pullback
 
 
-def put_back(tape: Tape, g: ir.Value, axis: int, taken: Sequence[int], size: int) -> ir.Value:
+def put_back(tape: Tape, g: ir.Value, axis: int, taken: Sequence[int], shape: Shape) -> ir.Value:
     """The gradient of taking elements along an axis.
 
     Args:
@@ -110,16 +110,15 @@ def put_back(tape: Tape, g: ir.Value, axis: int, taken: Sequence[int], size: int
         g: gradient at what was taken.
         axis: along which it was.
         taken: indices, in order; any may occur more than once.
-        size: of the axis.
+        shape: of what it was taken from, but for other axes that are not put back yet.
     """
+    size, rank = shape[axis], len(shape)
     if list(taken) == list(range(size)):
         return g
     if list(taken) == list(range(taken[0], taken[0] + len(taken))):
-        before, behind = tape.ints([taken[0]]), tape.ints([size - taken[0] - len(taken)])
-        pads = tape.emit("Concat", before, behind, axis=0)
-        return tape.emit("Pad", g, pads, None, tape.ints([axis]))
+        return tape.pad(g, rank, [axis], [taken[0], size - taken[0] - len(taken)])
     # With a line of zeros behind, every index is taken from where it went to, or from the zeros.
-    g = tape.emit("Pad", g, tape.ints([0, 1]), None, tape.ints([axis]))
+    g = tape.pad(g, rank, [axis], [0, 1])
     times = Counter(taken)
     parts = []
     for turn in range(max(times.values())):
@@ -145,8 +144,7 @@ def pad(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     axes = range(len(shape)) if given is None else [axis % len(shape) for axis in _numbers(given)]
 
     def pullback(g: ir.Value) -> Gradients:
-        back = [-each for each in pads]
-        g = tape.emit("Pad", g, tape.ints(back), None, tape.ints(axes))
+        g = tape.pad(g, len(shape), axes, [-each for each in pads])
         return [g, *(None for _ in inputs[1:])]
 
     return y, pullback

@@ -10,7 +10,7 @@ from onnxcompress.lrn import BLOCK, band, blocks
 from onnxcompress.training.rules.elements import real
 from onnxcompress.training.rules.layers import number
 from onnxcompress.training.rules.registry import NoGradientError, rule
-from onnxcompress.training.tape import Gradients, Tape
+from onnxcompress.training.tape import Gradients, Shape, Tape
 
 
 @rule("LRN")
@@ -88,31 +88,79 @@ def batch_normalization(tape: Tape, node: ir.Node, inputs: Any) -> Any:
 
 @rule("LayerNormalization")
 def layer_normalization(tape: Tape, node: ir.Node, inputs: Any) -> Any:
-    """y = scale · n + bias with n of mean 0 and variance 1: dx = (h − mean(h) − n mean(h n)) / deviation."""
-    x, scale, *bias = inputs
+    """Over the last axes, from one on; factors and terms are for their elements."""
     if len(node.outputs) > 1:
         raise NoGradientError("its mean or deviation as an output")
+    shape = tape.shape(inputs[0])
+    return _normalization(tape, node, inputs, shape, number(node, "axis", -1) % len(shape), 0)
+
+
+@rule("InstanceNormalization")
+def instance_normalization(tape: Tape, node: ir.Node, inputs: Any) -> Any:
+    """Over the map of every channel, which has a factor and a term."""
+    shape = tape.shape(inputs[0])
+    return _normalization(tape, node, inputs, shape, 2, len(shape) - 2)
+
+
+@rule("GroupNormalization")
+def group_normalization(tape: Tape, node: ir.Node, inputs: Any) -> Any:
+    """Over the maps of groups of channels; every channel has a factor and a term."""
+    batch, channels, *size = tape.shape(inputs[0])
+    if tape.shape(inputs[1]) != (channels,):
+        raise NoGradientError("factors by group, as before opset 21")
+    groups = number(node, "num_groups", 1)
+    grouped = (batch, groups, channels // groups, *size)
+    return _normalization(tape, node, inputs, grouped, 2, len(size))
+
+
+def _normalization(tape: Tape, node: ir.Node, inputs: Any, grouped: Shape, axis: int, behind: int) -> Any:
+    """The rule of y = scale · n + bias with n of mean 0 and variance 1 over some axes.
+
+    dx = (h − mean(h) − n mean(h n)) / deviation with h = g · scale.
+
+    Args:
+        tape: to write on.
+        node: which is repeated.
+        inputs: x, scale and perhaps bias.
+        grouped: shape in which x is looked at.
+        axis: of it, from which on to the last means are taken.
+        behind: axes of x that come after those of scale and bias.
+    """
+    x, *parameters = inputs
     y = tape.repeat(node, inputs)
     shape = tape.shape(x)
-    axes = tape.ints(range(number(node, "axis", -1) % len(shape), len(shape)))
+    axes = tape.ints(range(axis, len(grouped)))
+    wide = [tape.shape(each) + (1,) * behind for each in parameters]
 
     def mean(value: ir.Value) -> ir.Value:
         return tape.emit("ReduceMean", value, axes, keepdims=1)
 
+    def as_groups(value: ir.Value) -> ir.Value:
+        return value if grouped == shape else tape.reshape(value, grouped)
+
+    def as_given(value: ir.Value) -> ir.Value:
+        return value if grouped == shape else tape.reshape(value, shape)
+
     def pullback(g: ir.Value) -> Gradients:
-        centred = tape.sub(x, mean(x))
+        given = as_groups(x)
+        centred = tape.sub(given, mean(given))
         variance = mean(tape.mul(centred, centred))
         deviation = tape.emit("Sqrt", tape.add(variance, real(node, "epsilon", 1e-5)))
         normal = tape.div(centred, deviation)
         gx = None
         if tape.wants(x):
-            h = tape.mul(g, scale)
+            h = as_groups(tape.mul(g, tape.reshape(parameters[0], wide[0])))
             along = tape.mul(normal, mean(tape.mul(h, normal)))
-            gx = tape.div(tape.sub(tape.sub(h, mean(h)), along), deviation)
+            gx = as_given(tape.div(tape.sub(tape.sub(h, mean(h)), along), deviation))
+        products = (tape.mul(g, as_given(normal)), g)
         return [
             gx,
-            tape.sum_to(tape.mul(g, normal), shape, tape.shape(scale)) if tape.wants(scale) else None,
-            *(tape.sum_to(g, shape, tape.shape(each)) if tape.wants(each) else None for each in bias),
+            *(
+                tape.reshape(tape.sum_to(product, shape, each), tape.shape(parameter))
+                if tape.wants(parameter)
+                else None
+                for product, parameter, each in zip(products, parameters, wide, strict=False)
+            ),
         ]
 
     return y, pullback

@@ -1,5 +1,6 @@
 """Pools and means."""
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from onnxcompress.training.rules.layers import number
 from onnxcompress.training.rules.registry import NoGradientError, rule
 from onnxcompress.training.rules.windows import Windows, windows
-from onnxcompress.training.tape import Gradients, Tape
+from onnxcompress.training.tape import Gradients, Shape, Tape
 
 
 @rule("MaxPool")
@@ -107,6 +108,14 @@ def global_average_pool(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     return y, lambda g: [tape.spread(tape.mul(g, share), shape)]
 
 
+@rule("GlobalMaxPool")
+def global_max_pool(tape: Tape, node: ir.Node, inputs: Any) -> Any:
+    """As ReduceMax over the map."""
+    y = tape.repeat(node, inputs)
+    axes = range(2, len(tape.shape(inputs[0])))
+    return y, lambda g: [_to_the_extreme(tape, inputs[0], y, g, axes)]
+
+
 @rule("ReduceMean", "ReduceSum")
 def reduction(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     """Each gradient is spread over what was summed."""
@@ -114,14 +123,48 @@ def reduction(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     x = inputs[0]
     shape = tape.shape(x)
     axes = _axes(node, inputs, len(shape))
-    kept = tuple(1 if axis in axes else size for axis, size in enumerate(shape))
     share = 1 / float(np.prod([shape[axis] for axis in axes])) if node.op_type == "ReduceMean" else 1.0
 
     def pullback(g: ir.Value) -> Gradients:
-        g = tape.reshape(g if share == 1 else tape.mul(g, share), kept)
+        g = tape.reshape(g if share == 1 else tape.mul(g, share), _kept(shape, axes))
         return [tape.spread(g, shape), *(None for _ in inputs[1:])]
 
     return y, pullback
+
+
+@rule("ReduceMax", "ReduceMin")
+def extreme_of(tape: Tape, node: ir.Node, inputs: Any) -> Any:
+    """Each gradient goes where the largest (smallest) element is; equal ones share it."""
+    y = tape.repeat(node, inputs)
+    axes = _axes(node, inputs, len(tape.shape(inputs[0])))
+    return y, lambda g: [_to_the_extreme(tape, inputs[0], y, g, axes), *(None for _ in inputs[1:])]
+
+
+@rule("ReduceL2")
+def euclidean_norm(tape: Tape, node: ir.Node, inputs: Any) -> Any:
+    """G x / y, and 0 at the origin."""
+    y = tape.repeat(node, inputs)
+    x = inputs[0]
+    kept = _kept(tape.shape(x), _axes(node, inputs, len(tape.shape(x))))
+
+    def pullback(g: ir.Value) -> Gradients:
+        norm = tape.emit("Max", y, tape.constant(np.finfo(np.float32).tiny))
+        return [tape.mul(x, tape.reshape(tape.div(g, norm), kept)), *(None for _ in inputs[1:])]
+
+    return y, pullback
+
+
+def _to_the_extreme(tape: Tape, x: ir.Value, y: ir.Value, g: ir.Value, axes: Sequence[int]) -> ir.Value:
+    """The gradient at x where it has the value that it was reduced to."""
+    kept = _kept(tape.shape(x), axes)
+    equal = tape.emit("Equal", x, tape.reshape(y, kept))
+    there = tape.emit("Cast", equal, to=ir.DataType.from_numpy(tape.dtype))
+    return tape.mul(there, tape.div(tape.reshape(g, kept), tape.sum(there, axes, keep=True)))
+
+
+def _kept(shape: Shape, axes: Sequence[int]) -> Shape:
+    """The shape with 1 for each of the axes."""
+    return tuple(1 if axis in axes else size for axis, size in enumerate(shape))
 
 
 def _axes(node: ir.Node, inputs: Any, rank: int) -> list[int]:
