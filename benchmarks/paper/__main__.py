@@ -101,14 +101,17 @@ def experiment(task: tasks.Task, settings: Settings, folder: Path) -> None:
             changes = {"removed": dict(outcome.removed), "ranks": ranks}
             return facts(arm, setting, seed, seconds=seconds, **changes, **measured(task, file, whole))
 
-        point = _kept(file.with_suffix(".json"), make)
+        result = file.with_suffix(".json")
+        new = not result.exists()
+        point = _kept(result, make)
         points.append(point)
         console.print(
             f"{label}: test {100 * point['test']:.1f} % ({100 * original['test']:.1f}), parameters "
             f"{1 / point['params_share']:.2f}×, MACs {1 / point['macs_share']:.2f}×, {point['seconds']} s",
             markup=False,
         )
-        report.write(points, folder)
+        if new:
+            report.write(points, folder)
 
     for place in range(max(map(len, settings.points.values()))):
         for arm, choices in settings.points.items():

@@ -108,13 +108,13 @@ def _comparisons(found: Sequence[Comparison]) -> list[str]:
     ]
     lines = [f"| {' | '.join(columns)} |", "|---" + "|---:" * (len(columns) - 1) + "|"]
     for each in found:
-        cells = [f"{100 * each.loss:g} points"]
+        cells = [f"{100 * each.loss:g} point{'' if each.loss == 0.01 else 's'}"]
         for arm in arms:
             reach = each.reaches[arm]
             cells.append(f"{'≥ ' if reach.beyond else ''}{reach.compression:.2f}×")
         cells += [f"{100 * each.gain[arm]:+.0f} %" for arm in rest]
         cells += [f"{100 * each.fewer[arm]:.0f} %" for arm in rest]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
     return lines
 
 
