@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from benchmarks.paper.__main__ import experiment
 from benchmarks.paper.arms import Run, ours
 from benchmarks.paper.curves import Measured, averaged, compared, falling, headline_points, reach
+from benchmarks.paper.report import lacking
 from benchmarks.paper.settings import Settings
 from benchmarks.paper.tasks import at_side, digits, held_back
 from onnxcompress.data import Data, pick
@@ -72,6 +73,19 @@ def test_seeds_are_averaged():
     assert (low.setting, low.seeds, low.spread) == ("x", 1, None)
     assert (high.accuracy, high.seeds) == (pytest.approx(0.6), 2)
     assert high.spread == pytest.approx(np.sqrt(0.02))
+
+
+def test_more_seeds_are_made_of_what_the_headline_then_rests_on():
+    def point(setting, compression, test, seed=0, arm="pruning"):
+        shares = {"params_share": 1 / compression, "macs_share": 1 / compression}
+        return {"arm": arm, "setting": setting, "seed": seed, "test": test, **shares}
+
+    made = [point("", 1, 0.9, arm=""), point("0.2", 2, 0.95), point("0.4", 4, 0.8), point("0.6", 8, 0.5)]
+    assert lacking(made, 1) == []
+    assert lacking(made, 2) == [("pruning", "0.2", 1), ("pruning", "0.4", 1)]
+    made += [point("0.2", 2, 0.95, 1), point("0.4", 4, 1.0, 1)]
+    assert lacking(made, 2) == [("pruning", "0.6", 1)]
+    assert lacking([*made, point("0.6", 8, 0.5, 1)], 2) == []
 
 
 def test_a_part_of_every_class_is_held_back():

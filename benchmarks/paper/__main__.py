@@ -117,9 +117,8 @@ def experiment(task: tasks.Task, settings: Settings, folder: Path) -> None:
         for arm, choices in settings.points.items():
             if place < len(choices):
                 add(arm, choices[place], 0)
-    rests_on = report.for_the_headline(points)
-    for seed in range(1, settings.seeds):
-        for arm, setting in rests_on:
+    while wanted := report.lacking(points, settings.seeds):  # with more seeds, it may rest on others
+        for arm, setting, seed in wanted:
             add(arm, setting, seed)
     console.print(report.write(points, folder), markup=False)
     console.print(f"written: {folder}")

@@ -44,11 +44,14 @@ def original_of(points: Sequence[Point]) -> Point:
     return next(point for point in points if not point["arm"])
 
 
-def for_the_headline(points: Sequence[Point], loss: float = 0.01) -> list[tuple[str, str]]:
-    """(arm, setting) of the points that the headline rests on, in parameters or MACs."""
+def lacking(points: Sequence[Point], seeds: int, loss: float = 0.01) -> list[tuple[str, str, int]]:
+    """(arm, setting, seed) of networks that the headline rests on, in parameters or MACs, not made yet."""
     original = original_of(points)["test"]
     both = [headline_points(curves_of(points, cost), original, loss) for cost in ("params", "macs")]
-    return list(dict.fromkeys(each for found in both for each in found))
+    rests_on = dict.fromkeys(each for found in both for each in found)
+    made = {(point["arm"], point["setting"], point["seed"]) for point in points}
+    wanted = [(arm, setting, seed) for seed in range(1, seeds) for arm, setting in rests_on]
+    return [each for each in wanted if each not in made]
 
 
 def write(points: Sequence[Point], folder: Path) -> str:
