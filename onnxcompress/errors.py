@@ -1,8 +1,21 @@
 """What a user did or gave that cannot work."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class InputError(Exception):
     """Bad input or usage. The message is one line that names the file or node and the way out.
 
     The command line prints it and exits with code 2.
     """
+
+
+@contextmanager
+def naming(files: tuple[Path, ...]) -> Iterator[None]:
+    """Errors about a network begin with the first of its files, where it came from any."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{files[0]}: {error}" if files else str(error)) from None

@@ -10,10 +10,10 @@ import onnx_ir as ir
 
 from onnxcompress import preprocessing as prep
 from onnxcompress.data import Data, open_data
-from onnxcompress.errors import InputError
+from onnxcompress.errors import InputError, naming
 from onnxcompress.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.measure.accuracy import Accuracy, evaluate
-from onnxcompress.model import load, simplify
+from onnxcompress.model import files_of, load, simplify
 from onnxcompress.progress import Steps
 from onnxcompress.runtime import run as run_network
 from onnxcompress.runtime import session
@@ -101,18 +101,24 @@ def finetune(
     data = data if isinstance(data, Data) else open_data(data)
     if validation is not None and not isinstance(validation, Data):
         validation = open_data(validation)
-    network = simplify(load(model))
-    head: list[str] = []
-    if new_head is not None:
-        network, head = make_head(network, new_head, recipe.seed)
-    preprocessing = preprocessing or prep.read(network)
-    multipliers = trainable(network)
-    for name in head:
-        multipliers[name] = Multipliers(HEAD_RATE * multipliers[name].rate, multipliers[name].decay)
     terms = _terms(teacher is not None, labels, temperature, teacher_weight)
-    loss = Loss(network, list(multipliers), terms, _samples(network, recipe))
-    teacher = None if teacher is None else simplify(load(teacher))
-    teach = None if teacher is None else teacher_of(teacher, loss.classes, temperature)
+    given = load(model)
+    head: list[str] = []
+    with naming(files_of(given)):
+        network = simplify(given)
+        if new_head is not None:
+            network, head = make_head(network, new_head, recipe.seed)
+        multipliers = trainable(network)
+        for name in head:
+            multipliers[name] = Multipliers(HEAD_RATE * multipliers[name].rate, multipliers[name].decay)
+        loss = Loss(network, list(multipliers), terms, _samples(network, recipe))
+    preprocessing = preprocessing or prep.read(network)
+    teach = None
+    if teacher is not None:
+        original = load(teacher)
+        with naming(files_of(original)):
+            teacher = simplify(original)
+            teach = teacher_of(teacher, loss.classes, temperature)
     draw = shuffled(
         data,
         shape=[dim if isinstance(dim, int) else None for dim in (network.graph.inputs[0].shape or ())[1:]],

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from onnxcompress.caffe import import_caffe_text
 from onnxcompress.data import Data
 from onnxcompress.training.finetuning import finetune
 from onnxcompress.training.trainer import Recipe
+from tests import onnx_text
 from tests.training.small import PROTOTXT, network, samples
 
 RECIPE = Recipe(rate=0.02, batch=16)
@@ -178,3 +180,13 @@ def test_a_network_of_fixed_batch_size():
         np.testing.assert_allclose(weights(fixed)[name], array, rtol=1e-3, atol=1e-5)
     with pytest.raises(oc.InputError, match="a multiple of 2"):
         finetune(model, samples(32), labels=True, recipe=Recipe(batch=3))
+
+
+def test_an_error_about_a_network_names_its_file(tmp_path):
+    good, bad = tmp_path / "good.onnx", tmp_path / "bad.onnx"
+    oc.save(network(), good)
+    text = "g (float[n, 1, 8, 8] data) => (float[n, 1, 8, 8] maps) { maps = Relu (data) }"
+    oc.save(onnx_text.network(text), bad)
+    for model, teacher in ((bad, good), (good, bad)):
+        with pytest.raises(oc.InputError, match=rf"^{re.escape(str(bad))}: .*"):
+            finetune(model, samples(32), teacher=teacher, steps=1, recipe=RECIPE)
