@@ -182,18 +182,17 @@ def leaky_relu(tape: Tape, node: ir.Node, x: ir.Value, _: ir.Value, g: ir.Value)
 @function_of_one("Elu")
 def elu(tape: Tape, node: ir.Node, x: ir.Value, y: ir.Value, g: ir.Value) -> ir.Value:
     """1 or y + α."""
-    below = tape.mul(g, tape.add(y, real(node, "alpha", 1.0)))
-    positive = tape.emit("Greater", x, tape.constant(0))
-    return tape.add(tape.where(positive, g), tape.where(tape.emit("Not", positive), below))
+    return _exponential(tape, x, y, g, real(node, "alpha", 1.0), 1.0)
 
 
 @function_of_one("Selu")
 def selu(tape: Tape, node: ir.Node, x: ir.Value, y: ir.Value, g: ir.Value) -> ir.Value:
     """γ or y + αγ."""
-    alpha, gamma = (
-        real(node, "alpha", 1.67326319217681884765625),
-        real(node, "gamma", 1.05070102214813232421875),
-    )
+    alpha, gamma = real(node, "alpha", 1.6732632), real(node, "gamma", 1.050701)
+    return _exponential(tape, x, y, g, alpha, gamma)
+
+
+def _exponential(tape: Tape, x: ir.Value, y: ir.Value, g: ir.Value, alpha: float, gamma: float) -> ir.Value:
     below = tape.mul(g, tape.add(y, alpha * gamma))
     positive = tape.emit("Greater", x, tape.constant(0))
     return tape.add(tape.where(positive, tape.mul(g, gamma)), tape.where(tape.emit("Not", positive), below))
