@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from onnxcompress.model import weights_of
 from onnxcompress.plan import Ranks
-from onnxcompress.unfolding import Unfolding
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 PRODUCTS = ("Gemm", "MatMul")
@@ -22,7 +21,7 @@ class FactorLayer:
 
     Attributes:
         node: the node.
-        kind: ``kxk`` (Tucker-2), ``1x1`` or ``gemm`` (singular value decomposition), or ``depthwise``.
+        kind: ``kxk`` (Tucker-2, CP), ``1x1`` or ``gemm`` (singular value decomposition), or ``depthwise``.
         obstacle: empty for a layer that can be factored. Of another one, unless it is depthwise, nothing
             below is known.
         constant: which of the node's inputs holds the weights W: 1, or 0 for a product W·x.
@@ -31,8 +30,6 @@ class FactorLayer:
         groups: 1 for Gemm and MatMul.
         input_size, output_size: positions (batch × height × width) of the input and of the output; for
             Gemm and MatMul, both are the number of vectors that the matrix is applied to.
-        between: positions of what a convolution gives that has one axis of the kernel, by axis; empty where
-            the kernel cannot be shared between two of them.
     """
 
     node: ir.Node
@@ -44,7 +41,6 @@ class FactorLayer:
     groups: int = 1
     input_size: int = 0
     output_size: int = 0
-    between: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -81,6 +77,11 @@ class FactorLayer:
         return math.prod(self.shape[1:])
 
     @property
+    def kernel(self) -> int:
+        """Elements of the kernel; 1 for Gemm and MatMul."""
+        return math.prod(self.shape[2:])
+
+    @property
     def size(self) -> int:
         """Positions at which all the weights are applied: a ConvTranspose applies them at its input's."""
         return self.input_size if self.node.op_type == "ConvTranspose" else self.output_size
@@ -90,21 +91,15 @@ class FactorLayer:
         """Of the layer as it is."""
         return self.size * math.prod(self.shape)
 
-    def unfolding(self, axis: int | None = None) -> Unfolding:
-        """Of the weights, an axis of the kernel going to the input factor where one is given."""
-        return Unfolding(self.shape[1:], axis)
-
     @property
-    def axes(self) -> tuple[int, ...]:
-        """Of the kernel, those that an input factor can have while something is left for the core."""
-        kernel = self.shape[2:]
-        wide = [axis for axis, size in enumerate(kernel) if size > 1]
-        return tuple(wide) if self.between and len(wide) > 1 else ()
+    def highest_cp_rank(self) -> int:
+        """That suffices for any weights, per group (Kruskal 1989)."""
+        filters, channels = self.sides
+        return min(filters * channels, filters * self.kernel, channels * self.kernel)
 
     def chain_macs(self, ranks: Ranks) -> int:
         """Of the chain at these ranks; a side that is left as it is has no convolution of its own."""
-        at_input = self.input_size if ranks.axis is None else self.between[ranks.axis]
-        return self._chain(ranks, at_input, self.size, self.output_size)
+        return self._chain(ranks, self.input_size, self.size, self.output_size)
 
     def chain_params(self, ranks: Ranks) -> int:
         """Weights of the chain at these ranks."""
@@ -115,9 +110,10 @@ class FactorLayer:
         out, into = self.sides
         if self.kind != "kxk":
             return self.groups * ranks.out * at_core * (into + out)
-        seen = self.unfolding(ranks.axis)
-        found = ranks.into * ranks.out * seen.rest * at_core
-        found += seen.columns * ranks.into * at_input if ranks.into < into or ranks.axis is not None else 0
+        if ranks.depthwise:
+            return self.groups * ranks.out * (into * at_input + self.kernel * at_core + out * at_output)
+        found = ranks.into * ranks.out * self.kernel * at_core
+        found += into * ranks.into * at_input if ranks.into < into else 0
         found += out * ranks.out * at_output if ranks.out < out else 0
         return self.groups * found
 
@@ -212,13 +208,10 @@ def _examine(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> FactorLayer |
         groups, mirrored = 1, transposed != bool(constant)
         sizes = (math.prod(out) // stored[0 if not mirrored else 1],) * 2
     shape = (stored[1] * groups, stored[0] // groups, *stored[2:]) if mirrored else stored
-    between: tuple[int, ...] = ()
-    if node.op_type == "Conv":
-        between = tuple(sizes[0] // size * given for size, given in zip(into[2:], out[2:], strict=True))
     obstacle = ""
     if groups > 1 and shape[1] == 1:
         kind, obstacle = "depthwise", "a depthwise convolution mixes no channels"
-    return FactorLayer(node, kind, obstacle, constant, mirrored, shape, groups, *sizes, between)
+    return FactorLayer(node, kind, obstacle, constant, mirrored, shape, groups, *sizes)
 
 
 def _stranger(readers: list[FactorLayer]) -> str:

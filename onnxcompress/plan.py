@@ -23,26 +23,28 @@ SEPARATOR = " + "
 class Ranks(NamedTuple):
     """Ranks of one layer's factors; a rank equal to the layer's own width leaves that side as it is.
 
-    For k×k convolutions: Tucker-2 ranks. For 1×1 convolutions and Gemm: one rank, given twice.
+    For k×k convolutions: Tucker-2 ranks, or the CP rank, given twice. For 1×1 convolutions and Gemm: one
+    rank, given twice.
 
     Attributes:
         out: filters of the core.
         into: filters of the input factor.
-        axis: of the kernel (0: height, 1: width) that the input factor has instead of the core; None: none.
+        depthwise: whether the core convolves every channel by itself (CP). The rank may then be higher than
+            the layer is wide.
     """
 
     out: int
     into: int
-    axis: int | None = None
+    depthwise: bool = False
 
     def __str__(self) -> str:
-        """As tables have them: ``41, 32``; ``41, 32 along axis 0``."""
-        return f"{self.out}, {self.into}" + ("" if self.axis is None else f" along axis {self.axis}")
+        """As tables have them: ``41, 32``; ``136 depthwise``."""
+        return f"{self.out} depthwise" if self.depthwise else f"{self.out}, {self.into}"
 
-    def entries(self) -> dict[str, int]:
-        """As plans and reports have them: ``out``, ``in`` and, where there is one, ``axis``."""
-        found = {"out": self.out, "in": self.into}
-        return found if self.axis is None else found | {"axis": self.axis}
+    def entries(self) -> dict[str, int | bool]:
+        """As plans and reports have them: ``out``, ``in`` and, where it is so, ``depthwise: true``."""
+        found: dict[str, int | bool] = {"out": self.out, "in": self.into}
+        return found | {"depthwise": True} if self.depthwise else found
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def to_yaml(plan: Plan) -> str:
         "# rewrite: LRN nodes to write as banded convolutions (exact, and several times as fast)\n"
         "# decompose: Tucker-2 ranks by layer; 1×1 and Gemm layers have the same rank on both sides;\n"
         "#   a + b: 1×1 layers of the same input that share their input factor\n"
-        "#   axis: the one of the kernel that the input factor has instead of the core (k×1, then 1×k)\n"
+        "#   depthwise: the core convolves every channel by itself; the CP rank, on both sides\n"
         "# kept: layers left as they are, and why (not read back)\n"
         "# trained: how the weights were trained after a stage (not read back)\n"
     )
@@ -174,14 +176,16 @@ def _filters(value: Any, where: str) -> list[int]:
 def _ranks(value: Any, where: str) -> Ranks:
     if (
         not isinstance(value, dict)
-        or not {"out", "in"} <= set(value) <= {"out", "in", "axis"}
+        or not {"out", "in"} <= set(value) <= {"out", "in", "depthwise"}
         or not all(type(value[side]) is int and 1 <= value[side] < LARGEST for side in ("out", "in"))
     ):
         raise InputError(f"{where}: expected two ranks of at least 1, as in {{out: 41, in: 32}}")
-    axis = value.get("axis")
-    if axis is not None and not (type(axis) is int and 0 <= axis < LARGEST):
-        raise InputError(f"{where}: 'axis' must be one of the kernel, counted from 0")
-    return Ranks(value["out"], value["in"], axis)
+    depthwise = value.get("depthwise", False)
+    if type(depthwise) is not bool:
+        raise InputError(f"{where}: 'depthwise' must be true or false")
+    if depthwise and value["out"] != value["in"]:
+        raise InputError(f"{where}: with a depthwise core both ranks are the same")
+    return Ranks(value["out"], value["in"], depthwise)
 
 
 class _Loader(yaml.SafeLoader):

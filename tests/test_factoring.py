@@ -29,15 +29,8 @@ def layers_of(model: ir.Model) -> list[FactorLayer]:
     return factor_layers(simplified, concrete_shapes(simplified))
 
 
-def full_ranks(layer: FactorLayer, axis: int | None = None) -> Ranks:
-    if layer.kind != "kxk":
-        return Ranks(*(min(layer.sides),) * 2)
-    return Ranks(layer.sides[0], layer.unfolding(axis).columns, axis)
-
-
-def axes_of(readers: list[FactorLayer]) -> st.SearchStrategy[int | None]:
-    """Of the kernel, any that the input factor can have, or none."""
-    return st.sampled_from([None, *readers[0].axes])
+def full_ranks(layer: FactorLayer) -> Ranks:
+    return Ranks(*(layer.sides if layer.kind == "kxk" else (min(layer.sides),) * 2))
 
 
 def assert_same_outputs(actual: ir.Model, expected: ir.Model) -> None:
@@ -84,14 +77,22 @@ def _convolution(node: ir.Node, index: int, chain: dict[str, ir.Node]) -> np.nda
     for group in range(groups):
         step = []
         for part in chain.values():
-            assert _integer(part, "group", 1) == groups
+            own = _integer(part, "group", 1) // groups
             weight = np.split(_weight(part), groups)[group]
+            if own > 1:
+                weight = _spread(weight)
             step.append(weight.swapaxes(0, 1) if part.op_type == "ConvTranspose" else weight)
         product = step[0]
         for weight in step[1:]:
             product = np.einsum("mr...,rc...->mc...", weight, product)
         products.append(product.swapaxes(0, 1) if node.op_type == "ConvTranspose" else product)
     return np.concatenate(products)
+
+
+def _spread(weight: np.ndarray) -> np.ndarray:
+    """Of a depthwise convolution, (R, 1, *kernel): as that of one which is not, (R, R, *kernel)."""
+    assert weight.shape[1] == 1
+    return np.einsum("rs,r...->rs...", np.eye(len(weight)), weight[:, 0])
 
 
 def _matrix(node: ir.Node, index: int, chain: dict[str, ir.Node]) -> np.ndarray:
@@ -109,13 +110,12 @@ def _integer(node: ir.Node, name: str, default: int) -> int:
 
 
 @SETTINGS
-@given(networks(("float32", "float32", "float16")), st.data())
-def test_full_ranks_are_the_original(model, data):
+@given(networks(("float32", "float32", "float16")))
+def test_full_ranks_are_the_original(model):
     note(str(model))
     ranks: dict[str, Ranks] = {}
     for readers in sharing([layer for layer in layers_of(model) if not layer.obstacle]):
-        axis = data.draw(axes_of(readers))
-        ranks |= {layer.name: full_ranks(layer, axis) for layer in readers}
+        ranks |= {layer.name: full_ranks(layer) for layer in readers}
     plan = Plan(decompose=ranks)
     assert_same_outputs(oc.apply(model, plan).model, model)
 
@@ -127,10 +127,13 @@ def test_any_ranks_are_the_original_with_the_weights_multiplied_out(model, data)
     ranks: dict[str, Ranks] = {}
     layers = [layer for layer in layers_of(model) if not layer.obstacle]
     for readers in sharing(layers):
-        full = full_ranks(readers[0], data.draw(axes_of(readers)))
-        chosen = Ranks(*(data.draw(st.integers(1, rank)) for rank in (full.out, full.into)), full.axis)
+        full = full_ranks(readers[0])
+        chosen = Ranks(*(data.draw(st.integers(1, rank)) for rank in (full.out, full.into)))
         if readers[0].kind != "kxk":
             chosen = Ranks(chosen.out, chosen.out)
+        elif data.draw(st.booleans()):
+            rank = data.draw(st.integers(1, min(readers[0].highest_cp_rank, 12)))
+            chosen = Ranks(rank, rank, depthwise=True)
         ranks |= {layer.name: chosen for layer in readers}
     result = oc.apply(model, Plan(decompose=ranks))
     onnx.checker.check_model(ir.to_proto(result.model), full_check=True)
@@ -169,6 +172,19 @@ def test_what_is_chosen_has_fewer_macs_is_stored_once_and_can_be_repeated(model,
         for part in ("in", "core", "out"):
             chains = [nodes.get(f"{layer.name}/{part}") for layer in layers]
             assert len({node and node.inputs[layers[0].constant].name for node in chains}) == 1
+
+
+@SETTINGS
+@given(networks())
+def test_the_highest_cp_rank_is_nearly_the_original(model):
+    note(str(model))
+    layers = [layer for layer in layers_of(model) if layer.kind == "kxk" and not layer.obstacle]
+    ranks = {layer.name: Ranks(*[layer.highest_cp_rank] * 2, depthwise=True) for layer in layers}
+    chains = oc.apply(model, Plan(decompose=ranks))
+    product = multiplied_out(model, chains.model, chains.plan)
+    for layer, new in zip(layers_of(model), layers_of(product), strict=True):
+        if layer.name in ranks:
+            assert np.sum((layer.weight - new.weight) ** 2) < 1e-4 * np.sum(layer.weight**2)
 
 
 def weights(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:

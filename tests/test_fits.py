@@ -10,24 +10,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxcompress.calibration.samples import Samples
-from onnxcompress.factoring.fitted import error_curve, fit_factors, regular, response_error
-from onnxcompress.layers import factor_layers
+from onnxcompress.calibration.statistics import Moments
+from onnxcompress.factoring.fitted import cp_errors, fit_factors, matrix_errors, regular, response_error
+from onnxcompress.layers import factor_layers, set_weights
 from onnxcompress.model import simplify
 from onnxcompress.plan import Ranks
 from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, decide, ranks_of
-from onnxcompress.planning.choices import layer_choice
+from onnxcompress.planning.choices import BLOCK, layer_choice, possible
 from onnxcompress.planning.search import KINDS, through
 from onnxcompress.pruning.elimination import Reader, eliminate, repaired
 from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.recovery.least_squares import fit_group, refit, together
 from onnxcompress.runtime import run, session
 from onnxcompress.shapes import concrete_shapes
-from onnxcompress.unfolding import Unfolding
 from tests.onnx_text import network
 
 SETTINGS = settings(max_examples=40, deadline=None, derandomize=True)
-kernels = st.sampled_from([((), None), ((2, 2), None), ((3, 3), None), ((3, 2), 0), ((2, 3), 1)])
-"""And the axis that the input factor has; () for a product."""
+kernels = st.sampled_from([1, 4, 9])
+"""Elements; 1 for a product."""
 
 sizes = st.integers(2, 6)
 
@@ -45,11 +45,9 @@ def problem(seed: int, filters: int, channels: int, kernel: int, n: int = 400):
 @SETTINGS
 @given(st.integers(0, 10**6), sizes, sizes, kernels)
 def test_full_ranks_are_exact(seed, filters, channels, kernel):
-    kernel, axis = kernel
-    weights, _, covariance = problem(seed, filters, channels, math.prod(kernel))
-    seen = Unfolding((channels, *kernel), axis)
-    full = Ranks(filters, seen.columns, axis) if kernel else Ranks(*[min(filters, channels)] * 2)
-    factors = fit_factors(weights, covariance, seen.inputs, full)
+    weights, _, covariance = problem(seed, filters, channels, kernel)
+    full = Ranks(filters, channels) if kernel > 1 else Ranks(*[min(filters, channels)] * 2)
+    factors = fit_factors(weights, covariance, channels, full)
     np.testing.assert_allclose(factors.weights, weights, atol=1e-6 * np.abs(weights).max())
 
 
@@ -59,7 +57,7 @@ def test_a_1x1_layer_gets_the_best_response_of_its_rank(seed, filters, channels,
     """Eckart and Young: no matrix of that rank is nearer to the responses themselves."""
     weights, x, covariance = problem(seed, filters, channels, 1)
     rank = data.draw(st.integers(1, min(filters, channels)))
-    factors = fit_factors(weights, covariance, (channels,), Ranks(rank, rank))
+    factors = fit_factors(weights, covariance, channels, Ranks(rank, rank))
     y = (x - x.mean(axis=0)) @ weights.T
     best = np.sum(np.linalg.svd(y, compute_uv=False)[rank:] ** 2) / len(x)
     actual = np.sum((y - (x - x.mean(axis=0)) @ factors.weights.T) ** 2) / len(x)
@@ -71,7 +69,7 @@ def test_a_1x1_layer_gets_the_best_response_of_its_rank(seed, filters, channels,
 def test_the_core_is_the_least_squares_one(seed, filters, channels, data):
     weights, x, covariance = problem(seed, filters, channels, 4)
     into = data.draw(st.integers(1, channels - 1))
-    factors = fit_factors(weights, covariance, (channels, 2, 2), Ranks(filters, into))
+    factors = fit_factors(weights, covariance, channels, Ranks(filters, into))
     x = x - x.mean(axis=0)
     seen = np.einsum("qc,nck->nqk", factors.into, x.reshape(len(x), channels, 4)).reshape(len(x), -1)
     core = np.linalg.lstsq(seen, x @ weights.T, rcond=None)[0].T
@@ -79,31 +77,92 @@ def test_the_core_is_the_least_squares_one(seed, filters, channels, data):
 
 
 @SETTINGS
-@given(st.integers(0, 10**6), sizes, st.integers(2, 6), kernels, st.data())
-def test_curves_say_what_the_factors_lose_and_fall(seed, filters, channels, kernel, data):
-    kernel, axis = kernel
-    weights, _, covariance = problem(seed, filters, channels, math.prod(kernel))
-    seen = Unfolding((channels, *kernel), axis)
-    below = st.integers(1, seen.columns)
-    into = sorted(data.draw(st.sets(below, min_size=1)), reverse=True) if kernel else [channels]
-    curve = error_curve(weights, covariance, seen, into)
-    assert (np.diff(curve.errors, axis=1) <= 1e-9 * curve.errors.max()).all()
+@given(st.integers(0, 10**6), sizes, sizes)
+def test_what_a_matrix_loses_is_what_its_factors_lose(seed, filters, channels):
+    weights, _, covariance = problem(seed, filters, channels, 1)
+    errors = matrix_errors(weights, covariance)
     total = response_error(weights, 0 * weights, covariance)
-    for row, into in enumerate(curve.into.tolist()):
-        for out in range(1, min(filters, into * seen.rest) + 1):
-            ranks = Ranks(out, into, axis) if kernel else Ranks(min(out, channels), min(out, channels))
-            fitted = fit_factors(weights, covariance, seen.inputs, ranks)
-            real = response_error(weights, fitted.weights, regular(covariance))
-            assert curve.errors[row, out] == pytest.approx(real, rel=1e-3, abs=1e-5 * total)
+    assert errors[0] == pytest.approx(total, rel=1e-3)
+    for rank in range(1, min(filters, channels) + 1):
+        fitted = fit_factors(weights, covariance, channels, Ranks(rank, rank))
+        real = response_error(weights, fitted.weights, regular(covariance))
+        assert errors[rank] == pytest.approx(real, rel=1e-3, abs=1e-5 * total)
+
+
+@SETTINGS
+@given(st.integers(0, 10**6), sizes, sizes)
+def test_a_longer_search_loses_less_than_what_is_expected_of_a_cp(seed, filters, channels):
+    weights, _, covariance = problem(seed, filters, channels, 9)
+    ranks = [2, 4, 8]
+    for rank, expected in zip(ranks, cp_errors(weights, covariance, channels, ranks), strict=True):
+        factors = fit_factors(weights, covariance, channels, Ranks(rank, rank, depthwise=True))
+        real = response_error(weights, factors.weights, regular(covariance))
+        assert real <= expected * (1 + 1e-3)
 
 
 @SETTINGS
 @given(st.integers(0, 10**6), st.integers(2, 6), st.integers(2, 6))
 def test_outer_factors_are_orthonormal(seed, filters, channels):
     weights, _, covariance = problem(seed, filters, channels, 4)
-    factors = fit_factors(weights, 1e4 * covariance, (channels, 4), Ranks(filters - 1, channels - 1))
+    factors = fit_factors(weights, 1e4 * covariance, channels, Ranks(filters - 1, channels - 1))
     assert np.allclose(factors.out.T @ factors.out, np.eye(filters - 1), atol=1e-9)
     assert np.allclose(factors.into @ factors.into.T, np.eye(channels - 1), atol=1e-9)
+
+
+@SETTINGS
+@given(st.integers(0, 10**6), sizes, sizes, st.integers(1, 5))
+def test_what_is_a_sum_of_few_products_is_found(seed, filters, channels, rank):
+    _, _, covariance = problem(seed, filters, channels, 4)
+    random = np.random.default_rng(seed)
+    out, core, into = (random.standard_normal((rank, n)) for n in (filters, 4, channels))
+    weights = np.einsum("rm,rk,rc->mck", out, core, into).reshape(filters, -1)
+    ranks = Ranks(rank + 3, rank + 3, depthwise=True)
+    factors = fit_factors(weights, covariance, channels, ranks)
+    total = response_error(weights, 0 * weights, covariance)
+    assert response_error(weights, factors.weights, covariance) < 1e-3 * total
+
+
+@SETTINGS
+@given(st.integers(0, 10**6), sizes, st.integers(2, 6), st.integers(1, 6))
+def test_the_last_factor_of_a_cp_is_the_least_squares_one(seed, filters, channels, rank):
+    weights, x, covariance = problem(seed, filters, channels, 4)
+    factors = fit_factors(weights, covariance, channels, Ranks(rank, rank, depthwise=True))
+    x = x - x.mean(axis=0)
+    inner = np.einsum("rk,rc->rck", factors.core, factors.into).reshape(rank, -1)
+    best = x @ inner.T @ np.linalg.lstsq(x @ inner.T, x @ weights.T, rcond=None)[0]
+    found = x @ factors.weights.T
+    np.testing.assert_allclose(found, best, atol=5e-3 * np.abs(best).max())
+
+
+@SETTINGS
+@given(st.integers(0, 10**6), st.integers(4, 8), st.integers(4, 8))
+def test_a_start_makes_a_cp_better(seed, filters, channels):
+    weights, _, covariance = problem(seed, filters, channels, 9)
+    ranks = Ranks(6, 6, depthwise=True)
+    first = fit_factors(weights, covariance, channels, ranks)
+    second = fit_factors(weights, covariance, channels, ranks, first)
+    lost = [response_error(weights, each.weights, covariance) for each in (first, second)]
+    assert lost[1] <= lost[0] * (1 + 1e-3)
+
+
+@pytest.mark.parametrize("weights", [np.zeros((4, 27)), np.eye(4, 27)])
+def test_a_cp_of_nothing_much_is_finite(weights):
+    covariance = np.zeros((27, 27))
+    factors = fit_factors(weights, covariance, 3, Ranks(8, 8, depthwise=True))
+    assert all(np.isfinite(each).all() for each in (factors.out, factors.core, factors.into))
+    np.testing.assert_allclose(factors.weights, weights, atol=0.05)
+
+
+def test_cp_ranks_on_offer_come_in_blocks_cost_less_and_lose_more_the_lower_they_are():
+    layer = one_conv(24, 16, (3, 3))
+    _, _, covariance = problem(0, 24, 16, 9, n=2000)
+    weights = np.random.default_rng(1).standard_normal(layer.shape)
+    set_weights(layer, weights, None)
+    moments = Moments(2000, np.zeros((1, 144)), covariance[None], np.zeros((1, 144)))
+    options = possible(layer, moments)
+    assert {ranks.out % BLOCK for ranks, _ in options} == {0}
+    assert all(ranks.depthwise and layer.chain_macs(ranks) < layer.macs for ranks, _ in options)
+    assert all(a > b > 0 for (_, a), (_, b) in itertools.pairwise(options))
 
 
 class _AnyLayer:
@@ -160,7 +219,7 @@ def test_a_fit_without_limits_gives_the_responses_back():
     wanted, bias = random.standard_normal((5, 12)), random.standard_normal(5)
     y = (x @ wanted.T + bias).astype(np.float32)
     start = wanted + 0.3 * random.standard_normal(wanted.shape)
-    weights, shift, _ = fit_group(x, y, start, 2400, (12,), None, relu=False)
+    weights, shift, _ = fit_group(x, y, start, 2400, 12, None, relu=False)
     before = np.sum((start - wanted) ** 2)
     assert np.sum((weights - wanted) ** 2) < 1e-4 * before
     np.testing.assert_allclose(shift, bias, atol=1e-2)
@@ -173,7 +232,7 @@ def test_errors_that_a_relu_hides_do_not_count():
     y = (x @ given.T - 1).astype(np.float32)
     error = {}
     for relu in (False, True):
-        weights, bias, _ = fit_group(x.copy(), y, given, 3200, (8,), Ranks(3, 3), relu=relu)
+        weights, bias, _ = fit_group(x.copy(), y, given, 3200, 8, Ranks(3, 3), relu=relu)
         error[relu] = np.sum((np.maximum(x @ weights.T + bias, 0) - np.maximum(y, 0)) ** 2)
     assert error[True] < 0.98 * error[False]
 
@@ -237,13 +296,10 @@ def small_problem(seed: int) -> Problem:
     random = np.random.default_rng(seed)
 
     def layer(filters: int, channels: int) -> LayerChoice:
-        out = [filters, *random.integers(1, filters + 1, 5).tolist()]
-        taken = np.array([1, *random.choice([1, 3], 5)])
-        into = [channels, *(int(random.integers(1, channels * each + 1)) for each in taken[1:])]
-        axis = [None if each == 1 else 0 for each in taken]
-        options = [Ranks(*each) for each in zip(out, into, axis, strict=True)]
+        ranks = sorted(random.integers(1, filters * channels, 5).tolist(), reverse=True)
+        options = [Ranks(filters, channels), *(Ranks(rank, rank, depthwise=True) for rank in ranks)]
         damage = np.array([0.0, *np.sort(random.random(5))])
-        return LayerChoice(filters, channels, 1, 9, np.full(6, 50), 50, 50, options, taken, damage, False)
+        return LayerChoice(filters, channels, 1, 9, 50, 50, 50, options, damage)
 
     damage = np.concatenate([[0.0], np.cumsum(random.random(5) * np.arange(5))])
     return Problem({"a": layer(6, 3), "b": layer(5, 6)}, [GroupChoice(damage, {"a": 1.0}, {"b": 1.0})])
@@ -276,13 +332,9 @@ def test_the_planner_knows_what_a_choice_costs_when_some_filters_and_channels_ar
     filters, channels, kernel, kind, data
 ):
     whole = one_conv(filters, channels, kernel)
-    options = [
-        (Ranks(out, into, axis), 0.0)
-        for axis in (None, *whole.axes)
-        for out in range(1, filters + 1)
-        for into in range(1, whole.unfolding(axis).columns + 1)
-        if kernel != (1, 1) or out == into
-    ]
+    deep = kernel != (1, 1)
+    most = whole.highest_cp_rank if deep else min(filters, channels)
+    options = [(Ranks(rank, rank, deep), 0.0) for rank in range(1, most + 1)]
     choice = layer_choice(whole, options, 1.0, kind)
     gone = [data.draw(st.integers(0, filters - 1)), data.draw(st.integers(0, channels - 1))]
     groups = [GroupChoice(np.zeros(9), {"conv": 1.0}, {}), GroupChoice(np.zeros(9), {}, {"conv": 1.0})]
@@ -295,7 +347,8 @@ def test_the_planner_knows_what_a_choice_costs_when_some_filters_and_channels_ar
             cost = math.prod(thin.shape) if ranks is None else thin.chain_params(ranks)
             cost *= 4 if kind == "size" else 1
         assert choice.cost(index, *thin.sides) == cost
-        assert (ranks is not None and ranks.axis is not None) == (choice.options[index].axis is not None)
+        assert ranks is None or ranks.depthwise == choice.options[index].depthwise
+        assert ranks is None or not ranks.depthwise or ranks.out <= thin.highest_cp_rank
 
 
 @SETTINGS
@@ -321,10 +374,9 @@ def test_neither_pruning_nor_factoring_alone_is_better_than_both(seed, share):
     case = small_problem(seed)
     budget = share * decide(case, np.inf).cost
     whole = {
-        name: replace(layer, at_input=layer.at_input[:1], options=layer.options[:1], taken=layer.taken[:1])
+        name: replace(layer, options=layer.options[:1], damage=layer.damage[:1])
         for name, layer in case.layers.items()
     }
-    whole = {name: replace(layer, damage=layer.damage[:1]) for name, layer in whole.items()}
     for alone in (Problem(case.layers, []), Problem(whole, case.groups)):
         found = decide(alone, budget)
         if found.cost <= budget:

@@ -12,7 +12,7 @@ def test_yaml_round_trip_with_awkward_names():
     plan = Plan(
         prune={"conv1/7x7_s2": [0, 3, 63], "yes": [1], "5": [2], "a: b #c": [4], "é×": list(range(200))},
         rewrite=["pool1/norm1"],
-        decompose={"conv2/3x3": Ranks(41, 32)},
+        decompose={"conv2/3x3": Ranks(41, 32), "b": Ranks(8, 8, depthwise=True)},
         kept={"fc": "the network's output"},
     )
     assert from_yaml(to_yaml(plan)) == plan
@@ -35,6 +35,8 @@ def test_sections_may_be_missing_and_filters_come_in_any_order():
         ("format: 1\nprune: {a: [true]}", "filter numbers"),
         ("format: 1\ndecompose: {a: {out: 0, in: 1}}", "ranks"),
         ("format: 1\ndecompose: {a: 4}", "ranks"),
+        ("format: 1\ndecompose: {a: {out: 8, in: 8, depthwise: 1}}", "true or false"),
+        ("format: 1\ndecompose: {a: {out: 8, in: 4, depthwise: true}}", "both ranks"),
         ("format: 1\nrewrite: {a: 4}", "rewrite"),
         ("format: 1\nprune: {a: [1", "not YAML"),
         ("format: 1\nx: !!python/object/apply:os.system [ls]", "not YAML"),

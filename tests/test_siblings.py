@@ -187,7 +187,7 @@ def test_branches_that_read_a_subspace_share_it_under_a_budget():
     )
     data = oc.Calibration([{"x": spanned.reshape(40, CHANNELS, 8, 8).astype(np.float32)}])
     result = oc.compress(model, data=data, target="macs=0.7")
-    assert result.plan.decompose["a0 + a1 + a2"] == (2, 2, None)
+    assert result.plan.decompose["a0 + a1 + a2"] == (2, 2, False)
     assert result.fitted.closeness.damage < 1e-6
     again = oc.apply(model, from_yaml(to_yaml(result.plan)), data=data)
     assert ir.to_proto(again.model) == ir.to_proto(result.model)

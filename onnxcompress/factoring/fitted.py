@@ -1,4 +1,4 @@
-"""Factors that keep a layer's response on data, not its weights.
+"""Tucker and CP factors that keep a layer's response on data, not its weights.
 
 The error of weights Ŵ in place of W is E‖(W − Ŵ)(x − E x)‖² = tr((W − Ŵ) G (W − Ŵ)ᵀ), with G the covariance
 of the patches x that the layer reads; the bias takes up the mean. Of the data only G needs to be known.
@@ -12,13 +12,16 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
+from onnxcompress.factoring.cp import cp
 from onnxcompress.plan import Ranks
-from onnxcompress.unfolding import Unfolding
 
 Array = NDArray[np.float64]
 
 FLOOR = 1e-6
 """Variance, relative to the mean of all, that every input is taken to have besides its own, at least."""
+
+ITERATIONS, LOOKS = 100, 40
+"""Of the search for a CP, and for one that is only looked at: the error is then some 20 % higher."""
 
 
 @dataclass(frozen=True)
@@ -26,30 +29,28 @@ class Factors:
     """A chain that stands for weights W of shape (M, C · kernel): W ≈ out · core · (into ⊗ 1).
 
     Attributes:
-        seen: how the inputs are shared between input factor and core.
         out: (M, out rank); None at full rank.
-        core: (out rank, in rank · rest).
-        into: (in rank, columns); None at full rank.
+        core: (out rank, in rank · kernel); (rank, kernel) where it is depthwise.
+        into: (in rank, C); None at full rank.
+        depthwise: whether the core convolves every channel by itself.
     """
-
-    seen: Unfolding
 
     out: Array | None
     core: Array
     into: Array | None
+    depthwise: bool = False
 
     @property
     def weights(self) -> Array:
         """Their product, (M, C · kernel)."""
         core = self.core
-        if self.into is not None:
+        if self.into is not None and self.depthwise:
+            core = (self.into[:, :, None] * core[:, None, :]).reshape(len(core), -1)
+        elif self.into is not None:
             rank = len(self.into)
             core = np.tensordot(core.reshape(len(core), rank, -1), self.into, axes=(1, 0)).transpose(0, 2, 1)
             core = core.reshape(len(core), -1)
-        product = core if self.out is None else self.out @ core
-        weights = np.empty_like(product)
-        weights[:, self.seen.order] = product
-        return weights
+        return core if self.out is None else self.out @ core
 
 
 def regular(covariance: NDArray) -> Array:
@@ -107,43 +108,43 @@ def core_for(weights: Array, g: Array, into: Array) -> tuple[Array, Array]:
     return scipy.linalg.solve(inner, half @ weights.T, assume_a="pos").T, inner
 
 
-def output_basis(weights: Array, g: Array) -> tuple[Array, Array]:
-    """Principal components of the response: variances, descending, (M,), and directions, columns (M, M)."""
-    variances, directions = np.linalg.eigh(weights @ g @ weights.T)
-    return np.maximum(variances[::-1], 0), directions[:, ::-1]
+def output_basis(weights: Array, g: Array) -> Array:
+    """Principal components of the response, the strongest first, columns (M, M)."""
+    return np.linalg.eigh(weights @ g @ weights.T)[1][:, ::-1]
 
 
-def fit_factors(weights: Array, covariance: NDArray, inputs: tuple[int, ...], ranks: Ranks) -> Factors:
+def fit_factors(
+    weights: Array,
+    covariance: NDArray,
+    channels: int,
+    ranks: Ranks,
+    start: Factors | None = None,
+) -> Factors:
     """Factors of one group's weights at given ranks that leave the least error of the response.
 
     Args:
         weights: (M, C · kernel).
         covariance: of the patches, (C · kernel,) * 2.
-        inputs: (C, *kernel).
+        channels: C.
         ranks: for a kernel of one element, the same rank twice.
+        start: factors at these ranks that are near already; those of a CP are sought from there.
     """
-    seen, filters = Unfolding(inputs, ranks.axis), len(weights)
-    weights, g = _unfolded(weights, covariance, seen)
-    point = seen.rest == 1
+    filters, g = len(weights), regular(covariance)
+    if ranks.depthwise:
+        near = (start.core, start.into) if start is not None and start.into is not None else None
+        return Factors(*cp(weights, g, channels, ranks.out, near, ITERATIONS), depthwise=True)
+    point = weights.shape[1] == channels
     into, core, inner = None, weights, g
-    if ranks.axis is not None:
-        into = np.eye(seen.columns)
-    if ranks.into < seen.columns and not point:
-        into = input_basis(weights, g, seen.columns)[: ranks.into]
+    if ranks.into < channels and not point:
+        into = input_basis(weights, g, channels)[: ranks.into]
         core, inner = core_for(weights, g, into)
     if not point and ranks.out >= filters:
-        return _orthonormal(seen, None, core, into)
-    out = output_basis(core, inner)[1][:, : ranks.out]
-    return _orthonormal(seen, out, out.T @ core, into)
+        return _orthonormal(None, core, into)
+    out = output_basis(core, inner)[:, : ranks.out]
+    return _orthonormal(out, out.T @ core, into)
 
 
-def _unfolded(weights: Array, covariance: NDArray, seen: Unfolding) -> tuple[Array, Array]:
-    """Weights and the regular covariance with their inputs in the order of (columns, rest)."""
-    order = seen.order
-    return weights[:, order], regular(covariance)[np.ix_(order, order)]
-
-
-def _orthonormal(seen: Unfolding, out: Array | None, core: Array, into: Array | None) -> Factors:
+def _orthonormal(out: Array | None, core: Array, into: Array | None) -> Factors:
     """The same product with orthonormal outer factors: the core has the size of the weights, as for training.
 
     Fitted input factors take out the variance of what they read; they are small then and the core is large,
@@ -156,7 +157,7 @@ def _orthonormal(seen: Unfolding, out: Array | None, core: Array, into: Array | 
     if out is not None:
         out, r = np.linalg.qr(out)
         core = r @ core
-    return Factors(seen, out, core, into)
+    return Factors(out, core, into)
 
 
 def response_error(weights: Array, other: Array, covariance: NDArray) -> float:
@@ -165,39 +166,14 @@ def response_error(weights: Array, other: Array, covariance: NDArray) -> float:
     return float(np.sum((difference @ covariance) * difference))
 
 
-@dataclass(frozen=True)
-class ErrorCurve:
-    """What is lost of the variance of a layer's response at pairs of ranks.
-
-    Attributes:
-        into: input ranks, descending, (n,).
-        errors: at each of these and output rank 0 … M, (n, M + 1). Not increasing along the second axis.
-    """
-
-    into: NDArray[np.int64]
-    errors: Array
+def matrix_errors(weights: Array, covariance: NDArray) -> Array:
+    """What is lost of the variance of a product's response at rank 0 … M, (M + 1,)."""
+    variances = np.linalg.eigvalsh(weights @ regular(covariance) @ weights.T)[::-1]
+    return np.maximum(variances.sum() - np.cumsum([0.0, *variances]), 0)
 
 
-def error_curve(weights: Array, covariance: NDArray, seen: Unfolding, into: Sequence[int]) -> ErrorCurve:
-    """Errors of the best factors at these input ranks, descending, and all output ranks.
-
-    Input factors are nested: with the covariance of what the core reads at the highest rank, L Lᵀ, and the
-    products C of that with the response, the variance that the core explains at a lower rank is that of the
-    leading columns of C L⁻ᵀ. One triangular solution serves all.
-    """
-    weights, g = _unfolded(weights, covariance, seen)
-    total = float(np.sum((weights @ g) * weights))
-    whole = seen.axis is None and seen.columns in into
-    explained = {seen.columns: weights @ g @ weights.T} if whole else {}
-    below = [rank for rank in into if rank not in explained]
-    if below:
-        core, inner = core_for(weights, g, input_basis(weights, g, seen.columns)[: max(below)])
-        parts = core @ np.linalg.cholesky(inner)
-        sums, done = np.zeros((len(weights),) * 2), 0
-        for rank in sorted(below):
-            new = parts[:, done * seen.rest : rank * seen.rest]
-            sums, done = sums + new @ new.T, rank
-            explained[rank] = sums
-    kept = [np.maximum(np.linalg.eigvalsh(explained[rank])[::-1], 0) for rank in into]
-    errors = [np.maximum(total - np.cumsum([0.0, *each]), 0) for each in kept]
-    return ErrorCurve(np.array(into), np.array(errors))
+def cp_errors(weights: Array, covariance: NDArray, channels: int, ranks: Sequence[int]) -> Array:
+    """What is lost of the variance of a layer's response at CP ranks, about: as found by a short search."""
+    g = regular(covariance)
+    chains = (Factors(*cp(weights, g, channels, rank, None, LOOKS), depthwise=True) for rank in ranks)
+    return np.array([response_error(weights, chain.weights, g) for chain in chains])

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.fitted import Factors
+from onnxcompress.factoring.fitted import Factors, fit_factors
 from onnxcompress.factoring.tucker import truncated_svd, tucker2
 from onnxcompress.layers import CONVOLUTIONS, FactorLayer, factor_layers, sharing, swap_sides
 from onnxcompress.model import refresh
@@ -27,10 +27,9 @@ def factor(
     """Return the network with these layers factored.
 
     A k×k convolution becomes 1×1 → core → 1×1 (Kim et al. 2015, section 3.1): the core has the original's
-    stride, pads and dilation, the last one its bias. A side at full rank has no 1×1 convolution. Where the
-    ranks name an axis of the kernel, the first one has that axis, with stride, pads and dilation along it,
-    and the core the others: k×1 → 1×k → 1×1. Groups stay groups in every part. The core of a ConvTranspose
-    is a ConvTranspose, between two Conv.
+    stride, pads and dilation, the last one its bias. A side at full rank has no 1×1 convolution. Where
+    the core is depthwise, the chain always has three parts. Groups stay groups in every part. The core of a
+    ConvTranspose is a ConvTranspose, between two Conv.
 
     1×1 convolutions, Gemm and MatMul become two of their kind. Where a stride is: in the first part of a
     Conv, in the last of a ConvTranspose, so that both parts compute at the fewer positions.
@@ -54,8 +53,8 @@ def factor(
         if any(layer.name in ranks for layer in readers):
             wanted = ranks[readers[0].name]
             chains = (fitted or {}).get(readers[0].name)
-            weights = _factors(readers[0], wanted) if chains is None else _given(readers[0], wanted, chains)
-            factors = _stored(readers[0], weights, names)
+            weights = _factors(readers[0], wanted) if chains is None else _given(readers[0], chains)
+            factors = _stored(readers[0], wanted, weights, names)
             for layer in readers:
                 _replace(layer, wanted, factors, names)
     return refresh(result)
@@ -88,19 +87,16 @@ def _check(readers: list[FactorLayer], ranks: dict[str, Ranks]) -> None:
             )
     out, into = layer.sides
     per_group = " per group" if layer.groups > 1 else ""
-    if wanted.axis is not None and wanted.axis not in layer.axes:
-        known = " or ".join(map(str, layer.axes))
-        raise InputError(
-            f"decompose: {layer.name}: its kernel cannot be shared along axis {wanted.axis}"
-            + (f", only along {known}" if known else "")
-        )
-    if layer.kind == "kxk":
-        columns = layer.unfolding(wanted.axis).columns
-        if wanted.out > out or wanted.into > columns:
-            along = "" if wanted.axis is None else f", {columns // into} each along axis {wanted.axis}"
+    if wanted.depthwise and layer.kind != "kxk":
+        raise InputError(f"decompose: {layer.name}: there is no kernel for a depthwise core")
+    if wanted.depthwise:
+        if wanted.out > (most := layer.highest_cp_rank):
+            raise InputError(f"decompose: {layer.name}: no CP rank is higher than {most}{per_group}")
+    elif layer.kind == "kxk":
+        if wanted.out > out or wanted.into > into:
             raise InputError(
                 f"decompose: {layer.name}: ranks {wanted} are impossible: "
-                f"it has {out} filters and {into} input channels{along}{per_group}"
+                f"it has {out} filters and {into} input channels{per_group}"
             )
     elif wanted.out != wanted.into or wanted.out > min(out, into):
         raise InputError(
@@ -117,33 +113,32 @@ def _factors(layer: FactorLayer, ranks: Ranks) -> dict[str, Array]:
         pairs = [truncated_svd(part.reshape(layer.sides), ranks.out) for part in parts]
         out, into = (np.concatenate(each) for each in zip(*pairs, strict=True))
         return {"in": into.reshape(*into.shape, *point), "out": out.reshape(*out.shape, *point)}
-    seen = layer.unfolding(ranks.axis)
-    tensors = [
-        part.reshape(len(part), -1)[:, seen.order].reshape(-1, seen.columns, seen.rest) for part in parts
-    ]
-    triples = [tucker2(tensor, ranks.out, ranks.into) for tensor in tensors]
+    if ranks.depthwise:
+        alike = np.eye(layer.width)
+        flat = [part.reshape(len(part), -1) for part in parts]
+        return _given(layer, [fit_factors(part, alike, layer.sides[1], ranks) for part in flat])
+    triples = [tucker2(part, ranks.out, ranks.into) for part in parts]
     out, core, into = (
         np.concatenate(each) for each in zip(*((o, c, i.T) for o, c, i in triples), strict=True)
     )
     factors = {}
-    if ranks.into < seen.columns or ranks.axis is not None:
-        factors["in"] = into.reshape(len(into), -1, *seen.into_kernel)
-    factors["core"] = core.reshape(*core.shape[:2], *seen.core_kernel)
+    if ranks.into < layer.sides[1]:
+        factors["in"] = into.reshape(*into.shape, *point)
+    factors["core"] = core
     if ranks.out < layer.sides[0]:
         factors["out"] = out.reshape(*out.shape, *point)
     return factors
 
 
-def _given(layer: FactorLayer, ranks: Ranks, chains: Sequence[Factors]) -> dict[str, Array]:
+def _given(layer: FactorLayer, chains: Sequence[Factors]) -> dict[str, Array]:
     """Fitted factors as `_factors` gives them."""
     point = (1,) * (len(layer.shape) - 2)
-    seen = layer.unfolding(ranks.axis)
     core = np.concatenate([chain.core for chain in chains])
-    kernel = seen.core_kernel if layer.kind == "kxk" else point
+    kernel = layer.shape[2:]
     parts = {"core" if layer.kind == "kxk" else "in": core.reshape(len(core), -1, *kernel)}
     if chains[0].into is not None:
         into = np.concatenate([chain.into for chain in chains if chain.into is not None])
-        parts = {"in": into.reshape(len(into), -1, *seen.into_kernel)} | parts
+        parts = {"in": into.reshape(*into.shape, *point)} | parts
     if chains[0].out is not None:
         out = np.concatenate([chain.out for chain in chains if chain.out is not None])
         parts["out"] = out.reshape(*out.shape, *point)
@@ -159,11 +154,12 @@ def _inherits(layer: FactorLayer, part: str) -> bool:
     return part == ("out" if layer.node.op_type == "ConvTranspose" else "in")
 
 
-def _stored(layer: FactorLayer, factors: dict[str, Array], names: Names) -> dict[str, ir.Value]:
+def _stored(layer: FactorLayer, ranks: Ranks, factors: dict[str, Array], names: Names) -> dict[str, ir.Value]:
     """Put the factors among the graph's initializers, in the type and the layout of the layer's weights."""
     values = {}
     for part, weight in factors.items():
-        array = swap_sides(weight, layer.groups) if layer.mirrored and _inherits(layer, part) else weight
+        groups = layer.groups * (ranks.out if ranks.depthwise else 1)
+        array = swap_sides(weight, groups) if layer.mirrored and _inherits(layer, part) else weight
         values[part] = _initializer(layer, f"{layer.name}/{part}.weight", array, names)
     return values
 
@@ -217,24 +213,12 @@ def _attributes(layer: FactorLayer, ranks: Ranks, part: str, weights: ir.Value) 
         dropped = {"in": {"beta"}, "out": {"alpha", "transA" if layer.constant == 1 else "transB"}}
         return [attribute for name, attribute in attributes.items() if name not in dropped[part]]
     assert weights.shape is not None
-    if ranks.axis is not None and part != "out":
-        every = range(len(layer.shape) - 2)
-        own = {axis for axis in every if (axis == ranks.axis) == (part == "in")}
-        return _along(attributes, own, weights.shape.numpy()[2:])
+    if ranks.depthwise and part == "core":
+        group = ir.AttrInt64("group", layer.groups * ranks.out)
+        return list({**attributes, "group": group}.values())
     if _inherits(layer, part):
         return list(attributes.values())
     return [
         ir.AttrInt64s("kernel_shape", weights.shape.numpy()[2:]),
         ir.AttrInt64("group", layer.groups),
     ]
-
-
-def _along(attributes: Mapping[str, ir.Attr], axes: set[int], kernel: Sequence[int]) -> list[ir.Attr]:
-    """Attributes of a convolution that does to these axes what the original does, and nothing to others."""
-    found = {**attributes, "kernel_shape": ir.AttrInt64s("kernel_shape", kernel)}
-    for name, neutral in (("strides", 1), ("dilations", 1), ("pads", 0)):
-        if name in found:
-            given = found[name].as_ints()
-            kept = [each if i % len(kernel) in axes else neutral for i, each in enumerate(given)]
-            found[name] = ir.AttrInt64s(name, kept)
-    return list(found.values())

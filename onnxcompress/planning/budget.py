@@ -42,70 +42,51 @@ class LayerChoice:
         groups: of the convolution.
         kernel: elements of its kernel; 1 for a product.
         at_input: cost of a multiplication by one weight of the part that reads the input (positions there,
-            for MACs; 1 for parameters; bytes of a weight for size), (n,).
+            for MACs; 1 for parameters; bytes of a weight for size).
         at_core, at_output: of the core's, and of the part's that gives the output.
-        options: ranks on offer, per group, n of them; the first entry is the layer as it is.
-        taken: elements of the kernel that the input factor has, (n,).
+        options: ranks on offer, per group, n of them; the first entry is the layer as it is. The others are
+            CP ranks; for a kernel of one element, those of a matrix.
         damage: of these, (n,).
-        point: whether one rank makes two parts instead of three.
     """
 
     filters: int
     channels: int
     groups: int
     kernel: int
-    at_input: Ints
+    at_input: int
     at_core: int
     at_output: int
     options: Sequence[Ranks]
-    taken: Ints
     damage: Array
-    point: bool
 
     @cached_property
-    def out(self) -> Ints:
-        """Output ranks on offer, (n,)."""
+    def offered(self) -> Ints:
+        """The ranks on offer, (n,)."""
         return np.array([ranks.out for ranks in self.options])
 
-    @cached_property
-    def into(self) -> Ints:
-        """Input ranks on offer, (n,)."""
-        return np.array([ranks.into for ranks in self.options])
-
-    @cached_property
-    def shared(self) -> NDArray[np.bool_]:
-        """Whether the input factor has an axis of the kernel, (n,)."""
-        return np.array([ranks.axis is not None for ranks in self.options])
-
-    def ranks(self, index: int | slice, filters: Array | float, channels: Array | float) -> tuple[Any, Any]:
-        """Output and input ranks of a choice (or all) with so many filters and channels per group left."""
-        taken = self.taken[index]
-        rest = self.kernel // taken
-        out, into = np.minimum(self.out[index], filters), np.minimum(self.into[index], channels * taken)
-        return np.minimum(out, into * rest), np.minimum(into, out * rest)
+    def rank(self, index: int | slice, filters: Array | float, channels: Array | float) -> Any:
+        """Of a choice (or all) with so many filters and channels per group left."""
+        most = np.minimum(filters, channels)
+        if self.kernel > 1:
+            most = np.minimum(filters * channels, most * self.kernel)
+        return np.minimum(self.offered[index], most)
 
     def unchanged(self, index: int | slice, filters: Array | float, channels: Array | float) -> Any:
         """Whether a choice leaves the layer as it is with so many filters and channels per group left."""
-        out, into = self.ranks(index, filters, channels)
-        if self.point:
-            full = out >= np.minimum(filters, channels)
-        else:
-            full = ~self.shared[index] & (out >= filters) & (into >= channels)
-        return full | (np.arange(len(self.options))[index] == 0)
+        given = np.arange(len(self.options))[index] == 0
+        if self.kernel > 1:
+            return given
+        return given | (self.rank(index, filters, channels) >= np.minimum(filters, channels))
 
     def cost(self, index: int | slice, filters: Array | float, channels: Array | float) -> Array:
         """Of a choice (or all) when so many filters and channels per group are left."""
-        out, into = self.ranks(index, filters, channels)
-        if self.point:
-            chain = out * (channels * self.at_core + filters * self.at_output)
+        each = filters * self.at_output
+        if self.kernel > 1:
+            each = each + channels * self.at_input + self.kernel * self.at_core
         else:
-            taken = self.taken[index]
-            columns = np.asarray(channels * taken, np.float64)
-            chain = into * out * (self.kernel // taken) * self.at_core
-            read = (into < columns) | self.shared[index]
-            chain = chain + np.where(read, columns * into * self.at_input[index], 0)
-            chain = chain + np.where(out < filters, filters * out * self.at_output, 0)
+            each = each + channels * self.at_core
         whole = filters * channels * self.kernel * self.at_core
+        chain = self.rank(index, filters, channels) * each
         return self.groups * np.where(self.unchanged(index, filters, channels), whole, chain)
 
 
@@ -204,17 +185,21 @@ def _filled(problem: Problem, decision: Decision, budget: float) -> Decision:
     """Spend what is left of the budget where it helps most for its cost."""
     state = _State(problem, decision)
     while True:
-        spare, best = budget - state.decision().cost, (0.0, "", 0)
+        spare = budget - state.decision().cost
+        best: tuple[float, str | int, int] = 0.0, "", 0
+        curves: list[tuple[str | int, Array, int, Array]] = []
         for name, layer in problem.layers.items():
-            costs = layer.cost(slice(None), state.filters[name], state.channels[name])
-            now = state.picked[name]
-            more, gain = costs - costs[now], layer.damage[now] - layer.damage
+            curves.append((name, layer.damage, state.picked[name], state.layer_costs(name)))
+        for index, group in enumerate(problem.groups):
+            curves.append((index, group.damage, state.removed[index], state.group_costs(index)))
+        for choice, damage, now, costs in curves:
+            more, gain = costs - costs[now], damage[now] - damage
             rate = np.where((more <= spare) & (gain > 0), gain / np.maximum(more, 1e-9), 0)
             if rate.max() > best[0]:
-                best = rate.max(), name, int(rate.argmax())
-        if not best[1]:
+                best = rate.max(), choice, int(rate.argmax())
+        if not best[0]:
             return state.decision()
-        state.picked[best[1]] = best[2]
+        state.choose(*best[1:])
 
 
 class _State:
@@ -231,20 +216,34 @@ class _State:
 
     def settle_layers(self, price: float) -> None:
         for name, layer in self.problem.layers.items():
-            cost = layer.cost(slice(None), self.filters[name], self.channels[name])
-            self.picked[name] = int(np.argmin(layer.damage + price * cost))
+            self.choose(name, int(np.argmin(layer.damage + price * self.layer_costs(name))))
 
     def settle_groups(self, price: float) -> None:
         for index, group in enumerate(self.problem.groups):
-            self._take(group, -self.removed[index])
-            removed = np.arange(len(group.damage), dtype=np.float64)
-            total = group.damage.copy()
-            for name in {**group.filters, **group.channels}:
-                filters = self.filters[name] - removed * group.filters.get(name, 0.0)
-                channels = self.channels[name] - removed * group.channels.get(name, 0.0)
-                total += price * self.problem.layers[name].cost(self.picked[name], filters, channels)
-            self.removed[index] = int(np.argmin(total))
-            self._take(group, self.removed[index])
+            self.choose(index, int(np.argmin(group.damage + price * self.group_costs(index))))
+
+    def layer_costs(self, name: str) -> Array:
+        """Of a layer with each of its choices."""
+        return self.problem.layers[name].cost(slice(None), self.filters[name], self.channels[name])
+
+    def group_costs(self, index: int) -> Array:
+        """Of the layers that a group touches, when 0, 1 … of its sets are gone."""
+        group = self.problem.groups[index]
+        more = np.arange(len(group.damage), dtype=np.float64) - self.removed[index]
+        total = np.zeros(len(more))
+        for name in {**group.filters, **group.channels}:
+            filters = self.filters[name] - more * group.filters.get(name, 0.0)
+            channels = self.channels[name] - more * group.channels.get(name, 0.0)
+            total += self.problem.layers[name].cost(self.picked[name], filters, channels)
+        return total
+
+    def choose(self, choice: str | int, number: int) -> None:
+        """Give a layer, by its name, a choice, or let a group, by its number, lose so many sets."""
+        if isinstance(choice, int):
+            self._take(self.problem.groups[choice], number - self.removed[choice])
+            self.removed[choice] = number
+        else:
+            self.picked[choice] = number
 
     def decision(self) -> Decision:
         layers = self.problem.layers
@@ -269,5 +268,5 @@ def ranks_of(problem: Problem, decision: Decision, name: str) -> Ranks | None:
     filters, channels = (round(width[name]) for width in (state.filters, state.channels))
     if layer.unchanged(index, filters, channels):
         return None
-    out, into = layer.ranks(index, filters, channels)
-    return Ranks(int(out), int(into), layer.options[index].axis)
+    rank = int(layer.rank(index, filters, channels))
+    return layer.options[index]._replace(out=rank, into=rank)

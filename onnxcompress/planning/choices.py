@@ -1,14 +1,12 @@
 """What can be done to a network, with the cost and the estimated damage of each choice."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from onnxcompress.calibration.statistics import Moments
-from onnxcompress.factoring.fitted import error_curve
-from onnxcompress.factoring.selection import FEW_CHANNELS
+from onnxcompress.factoring.fitted import cp_errors, matrix_errors
 from onnxcompress.layers import FactorLayer
 from onnxcompress.plan import Plan, Ranks, matches
 from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, ranks_of
@@ -16,8 +14,13 @@ from onnxcompress.pruning.channels import ChannelGraph, Group
 from onnxcompress.pruning.elimination import Elimination, Reader, eliminate
 from onnxcompress.pruning.surgery import filters_of
 
-STEPS = 16
-"""Input ranks that a layer is offered, for each way to share its kernel."""
+CP_SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
+"""Of a layer's MACs: where the error of a CP is looked at. It is interpolated between them."""
+
+BLOCK = 8
+"""CP ranks are multiples of this: runtimes compute depthwise convolutions in blocks of channels."""
+
+TINY = np.finfo(np.float64).tiny
 
 Options = Sequence[tuple[Ranks, float]]
 """Ranks that a layer can have, with the variance of its response that is lost."""
@@ -113,65 +116,35 @@ def choices(
 def layer_choice(layer: FactorLayer, possibilities: Options, sensitivity: float, kind: str) -> LayerChoice:
     """What a layer can become, and what that costs; see `choices`."""
     filters, channels = layer.sides
-    kernel = layer.width // channels
     options = [Ranks(filters, channels), *(ranks for ranks, _ in possibilities)]
     damages = [0.0, *(sensitivity * error for _, error in possibilities)]
-    taken = [1 if ranks.axis is None else layer.shape[2 + ranks.axis] for ranks in options]
-    between = [layer.input_size if ranks.axis is None else layer.between[ranks.axis] for ranks in options]
     each = {"params": 1, "size": layer.itemsize}.get(kind)
-    return LayerChoice(
-        filters,
-        channels,
-        layer.groups,
-        kernel,
-        np.array(between) if each is None else np.full(len(options), each),
-        layer.size if each is None else each,
-        layer.output_size if each is None else each,
-        options,
-        np.array(taken),
-        np.array(damages),
-        kernel == 1,
-    )
+    sizes = (layer.input_size, layer.size, layer.output_size) if each is None else (each,) * 3
+    return LayerChoice(filters, channels, layer.groups, layer.kernel, *sizes, options, np.array(damages))
 
 
 def possible(layer: FactorLayer, moments: Moments) -> Options:
     """Ranks at which a layer costs less, with the variance of its response that is lost.
 
-    Groups of a convolution share their ranks.
+    Groups of a convolution share their ranks. For kernels of several elements these are CP ranks: at the same
+    cost, Tucker-2 and kernels of one row and one column lost two to ten times as much in all layers of
+    GoogLeNet.
     """
     if layer.obstacle:
         return []
-    filters, channels = layer.sides
-    weights = layer.weight.reshape(layer.groups, filters, -1)
-    found = []
-    for axis in (None, *layer.axes):
-        seen = layer.unfolding(axis)
-        into = input_ranks(layer, axis)
-        if not into:
-            continue
-        errors = sum(
-            error_curve(w, covariance, seen, into).errors
-            for w, covariance in zip(weights, moments.covariance, strict=True)
-        )
-        for rank, row in zip(into, np.asarray(errors), strict=True):
-            if seen.rest == 1:
-                found += [(Ranks(out, out), float(row[out])) for out in range(1, min(filters, channels))]
-            else:
-                most = min(filters, rank * seen.rest)
-                every = (Ranks(out, rank, axis) for out in range(1, most + 1))
-                found += [
-                    (ranks, float(row[ranks.out])) for ranks in every if layer.chain_macs(ranks) < layer.macs
-                ]
-    return found
-
-
-def input_ranks(layer: FactorLayer, axis: int | None) -> list[int]:
-    """Some input ranks, descending: up to the highest at which the chain with all filters costs less."""
-    filters, channels = layer.sides
-    seen = layer.unfolding(axis)
-    whole = [channels] if axis is None else []
-    if seen.rest == 1 or (axis is None and channels <= FEW_CHANNELS):
-        return whole
-    each = layer.chain_macs(Ranks(filters, 1, axis))
-    most = min(seen.columns - (axis is None), (layer.macs - 1) // each)
-    return whole + sorted({math.ceil(most * step / STEPS) for step in range(1, STEPS + 1)} - {0})[::-1]
+    weights = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+    parts = list(zip(weights, moments.covariance, strict=True))
+    if layer.kind != "kxk":
+        lost = np.sum([matrix_errors(weight, covariance) for weight, covariance in parts], axis=0)
+        return [(Ranks(rank, rank), float(lost[rank])) for rank in range(1, min(layer.sides))]
+    each = layer.chain_macs(Ranks(1, 1, depthwise=True)) * BLOCK
+    blocks = sorted({int(layer.macs * share / each) for share in CP_SHARES} - {0})
+    looked_at = [BLOCK * count for count in blocks if BLOCK * count <= layer.highest_cp_rank]
+    if not looked_at:
+        return []
+    lost = np.sum(
+        [cp_errors(weight, covariance, layer.sides[1], looked_at) for weight, covariance in parts], axis=0
+    )
+    offered = np.arange(looked_at[0], looked_at[-1] + 1, BLOCK)
+    errors = np.exp(np.interp(np.log(offered), np.log(looked_at), np.log(np.maximum(lost, TINY))))
+    return [(Ranks(r, r, depthwise=True), e) for r, e in zip(offered.tolist(), errors.tolist(), strict=True)]

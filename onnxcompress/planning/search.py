@@ -1,8 +1,10 @@
 """The plan for a budget: chosen by measured sensitivities, measured choice by choice, and corrected."""
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -158,13 +160,16 @@ class Planner:
     def _within(self, share: float) -> tuple[Decision, float]:
         """A decision, and the share of the cost that its network has: what is asked for, not by the model."""
         problem, budget, found = self._problem(), share * self.total, []
+        low, high = 0.0, np.inf
         for _ in range(ATTEMPTS):
             decision = decide(problem, budget)
             real = self._real_cost(self.choices.plan(decision)) / self.total
             found.append((real > share, abs(share - real), decision, real))
             if share * BUDGET_SHARE <= real <= share:
                 break
-            budget *= min(share * (1 + BUDGET_SHARE) / 2 / real, 1.2)
+            low, high = (budget, high) if real <= share else (low, budget)
+            guess = budget * min(share * (1 + BUDGET_SHARE) / 2 / real, 1.2)
+            budget = guess if low < guess < high else (low + high) / 2
         return min(found, key=lambda each: each[:2])[2:]
 
     def _problem(self) -> Problem:
@@ -208,12 +213,16 @@ class Planner:
     def _options(self) -> dict[str, Options]:
         """What each layer whose responses are known can become."""
         report = steps_of(self.progress, "looking at ranks")
-        known = [layer for layer in self.survey.layers if layer.name in self.survey.moments]
+        moments = self.survey.moments
+        known = [layer for layer in self.survey.layers if layer.name in moments]
         found: dict[str, Options] = {}
-        for layer in known:
-            found[layer.name] = possible(layer, self.survey.moments[layer.name])
-            if report is not None:
-                report(len(found), len(known))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for layer, options in zip(
+                known, pool.map(lambda each: possible(each, moments[each.name]), known), strict=True
+            ):
+                found[layer.name] = options
+                if report is not None:
+                    report(len(found), len(known))
         return found
 
     def _sensitivity(self, options: Mapping[str, Options]) -> dict[str, float]:
@@ -224,7 +233,7 @@ class Planner:
         for layer in self.survey.layers:
             if (name := layer.name) in options:
                 number[name] = self._half(layer, options[name])
-                least = Ranks(1, layer.sides[1] if layer.kind == "kxk" else 1)
+                least = Ranks(1, 1, layer.kind == "kxk")
                 ranks = options[name][number[name] - 1][0] if number[name] else least
                 change, lost[name] = factored(layer, self.survey.moments[name], ranks)
                 cases[name] = [change]
@@ -243,9 +252,9 @@ class Planner:
     def _measure_choices(self, made: Mapping[Choice, int], what: str) -> float:
         """Measure what choices do, each by itself, unless it is known; the sum of all."""
         known = self.measured
-        cases: dict[tuple[Choice, int], list[Change]] = {
-            (c, n): self._changes(c, n) for c, n in made.items() if n not in known[c]
-        }
+        new = [(choice, count) for choice, count in made.items() if count not in known[choice]]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            cases = dict(zip(new, pool.map(lambda each: self._changes(*each), new), strict=True))
         for (choice, count), each in measured_damage(
             self.survey, cases, steps_of(self.progress, what)
         ).items():
@@ -304,17 +313,11 @@ def through(expected: Array, measured: Mapping[int, float]) -> Array:
 
 def _empty(layer: FactorLayer, ranks: Ranks) -> list[Factors]:
     """Factors at these ranks, of zeros, for each group of a layer."""
-    filters, _ = layer.sides
-    seen = layer.unfolding(ranks.axis)
-    if layer.kind != "kxk":
-        one = Factors(seen, np.zeros((filters, ranks.out)), np.zeros((ranks.out, seen.columns)), None)
+    filters, channels = layer.sides
+    out = np.zeros((filters, ranks.out))
+    if ranks.depthwise:
+        into = np.zeros((ranks.into, channels))
+        one = Factors(out, np.zeros((ranks.out, layer.kernel)), into, depthwise=True)
     else:
-        one = Factors(
-            seen,
-            np.zeros((filters, ranks.out)) if ranks.out < filters else None,
-            np.zeros((ranks.out, ranks.into * seen.rest)),
-            np.zeros((ranks.into, seen.columns))
-            if ranks.into < seen.columns or ranks.axis is not None
-            else None,
-        )
+        one = Factors(out, np.zeros((ranks.out, channels)), None)
     return [one] * layer.groups

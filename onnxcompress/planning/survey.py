@@ -92,7 +92,7 @@ def factored(layer: FactorLayer, moments: Moments, ranks: Ranks) -> tuple[Change
     given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
     weights, lost = [], 0.0
     for weight, covariance in zip(given, moments.covariance, strict=True):
-        weights.append(fit_factors(weight, covariance, layer.shape[1:], ranks).weights)
+        weights.append(fit_factors(weight, covariance, layer.sides[1], ranks).weights)
         rest = weight - weights[-1]
         lost += float(np.sum((rest @ regular(covariance)) * rest))
     return changed(layer, moments, np.stack(weights)), lost

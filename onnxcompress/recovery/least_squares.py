@@ -188,7 +188,7 @@ def _fit_layer(layer: FactorLayer, seen: Observed, ranks: Ranks | None) -> Fit:
     weights, biases, factors = [], [], []
     for x, y, w in zip(seen.x, seen.y, given, strict=True):
         product, bias, chain = fit_group(
-            x, y, w, seen.fitted, layer.shape[1:], ranks, relu, layer.bias is not None
+            x, y, w, seen.fitted, layer.sides[1], ranks, relu, layer.bias is not None
         )
         weights.append(product)
         biases.append(bias)
@@ -206,7 +206,7 @@ def fit_group(
     y: NDArray,
     given: Array,
     fitted: int,
-    inputs: tuple[int, ...],
+    channels: int,
     ranks: Ranks | None,
     relu: bool,
     bias: bool = True,
@@ -218,7 +218,7 @@ def fit_group(
         y: responses, (n, m).
         given: weights toward which the ridge pulls, (m, d).
         fitted: how many of the n, from the front, W is fitted to; the others choose the ridge.
-        inputs: (C, *kernel), d numbers in all.
+        channels: C, of which each has d / C inputs.
         ranks: of the factors; None for weights of full rank.
         relu: whether errors of negative responses count only as far as they become positive.
         bias: whether the layer has one; without it b is 0.
@@ -232,14 +232,14 @@ def fit_group(
     g, g_held = _product(ours, ours), _product(theirs, theirs)
     response = x @ given.T.astype(np.float32)
     solvers = _solvers(g)
-    target = y
+    target, factors = y, None
     for _ in range(1 + RELU_ROUNDS * relu):
         mean = target[:fitted].mean(axis=0, dtype=np.float64) if bias else np.zeros(y.shape[1])
         left = target - mean.astype(np.float32) - response
         c, c_held = _product(left[:fitted], ours), _product(left[fitted:], theirs)
-        weights, factors = given + _best(solvers, c, g_held, c_held), None
+        weights = given + _best(solvers, c, g_held, c_held)
         if ranks is not None:
-            factors = fit_factors(weights, g, inputs, ranks)
+            factors = fit_factors(weights, g, channels, ranks, factors)
             weights = factors.weights
         if relu:
             found = x @ weights.T.astype(np.float32) + mean.astype(np.float32)
