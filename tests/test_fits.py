@@ -153,12 +153,13 @@ def test_a_start_makes_a_cp_better(seed, filters, channels):
     assert lost[1] <= lost[0] * (1 + 1e-3)
 
 
-@pytest.mark.parametrize("weights", [np.zeros((4, 27)), np.eye(4, 27)])
-def test_a_cp_of_nothing_much_is_finite(weights):
-    covariance = np.zeros((27, 27))
-    factors = fit_factors(weights, covariance, 3, Ranks(8, 8, depthwise=True))
+@pytest.mark.parametrize("size", [0.0, 1e-25, 1.0, 1e25])
+@pytest.mark.parametrize("variance", [0.0, 1e-12, 1e12])
+def test_a_cp_does_not_mind_how_large_weights_and_data_are(size, variance):
+    weights = size * np.eye(4, 27)
+    factors = fit_factors(weights, variance * np.eye(27), 3, Ranks(8, 8, depthwise=True))
     assert all(np.isfinite(each).all() for each in (factors.out, factors.core, factors.into))
-    np.testing.assert_allclose(factors.weights, weights, atol=0.05)
+    np.testing.assert_allclose(factors.weights, weights, atol=0.05 * size)
 
 
 def test_cp_ranks_on_offer_come_in_blocks_cost_less_and_lose_more_the_lower_they_are():

@@ -46,17 +46,24 @@ def cp(
         training: a step that suits one of them suits the other.
     """
     kernel = weights.shape[1] // channels
-    root, w, g = _whitened(weights, covariance, channels)
+    root, exact_w, exact_g = _whitened(weights, covariance, channels)
+    size = np.linalg.norm(exact_w) or 1.0
+    w, g = (exact_w / size).astype(np.float32), exact_g.astype(np.float32)
     wg = w @ g
     total = float(np.sum(wg * w)) or 1.0
 
     def out_for(inner: Single) -> tuple[Array, Array, Single]:
         """The best `out`, transposed, its products with the response, and those of what it reads."""
         products = inner @ g
-        gram = (products @ inner.T).astype(np.float64)
-        gram[np.diag_indices(rank)] += RIDGE * np.trace(gram) / rank + np.finfo(np.float32).tiny
-        response = (inner @ wg.T).astype(np.float64)
-        return scipy.linalg.solve(gram, response, assume_a="pos"), response, products
+        gram, response = (products @ inner.T).astype(np.float64), (inner @ wg.T).astype(np.float64)
+        ridge = RIDGE * np.trace(gram) / rank + np.finfo(np.float32).tiny
+        while True:
+            try:
+                out = scipy.linalg.solve(gram + ridge * np.eye(rank), response, assume_a="pos")
+            except np.linalg.LinAlgError:  # sums of float32 need not be positive definite
+                ridge *= 10
+            else:
+                return out, response, products
 
     def error(flat: Array) -> tuple[float, Array]:
         core, into = _split(flat.astype(np.float32), rank, kernel)
@@ -87,7 +94,7 @@ def cp(
     into = scipy.linalg.solve_triangular(root, into.T, lower=True, trans="T").T
     out, out_sizes = _unit_rows(out)
     into, into_sizes = _unit_rows(into)
-    return out.T, core * (out_sizes * into_sizes), into
+    return out.T, core * (size * out_sizes * into_sizes), into
 
 
 def _products(core: NDArray, into: NDArray) -> NDArray:
@@ -105,7 +112,7 @@ def _split(flat: NDArray, rank: int, kernel: int) -> tuple[NDArray, NDArray]:
     return flat[: rank * kernel].reshape(rank, kernel), flat[rank * kernel :].reshape(rank, -1)
 
 
-def _whitened(weights: Array, covariance: Array, channels: int) -> tuple[Array, Single, Single]:
+def _whitened(weights: Array, covariance: Array, channels: int) -> tuple[Array, Array, Array]:
     """A root of the channels' own covariance; weights and covariance for channels that it has been taken off.
 
     L-BFGS needs far fewer steps there.
@@ -115,7 +122,7 @@ def _whitened(weights: Array, covariance: Array, channels: int) -> tuple[Array, 
     root = np.linalg.cholesky(own)
     w = np.einsum("mck,cd->mdk", weights.reshape(-1, channels, kernel), root).reshape(len(weights), -1)
     half = _solved(root, covariance, kernel)
-    return root, w.astype(np.float32), _solved(root, half.T, kernel).astype(np.float32)
+    return root, w, _solved(root, half.T, kernel)
 
 
 def _solved(root: Array, matrix: Array, kernel: int) -> Array:
