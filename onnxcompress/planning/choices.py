@@ -108,7 +108,7 @@ def choices(
             if layer.kind == "depthwise":  # its groups go; the cost is that of as many filters
                 side, per_group = filters, share / layer.groups
             side[layer.name] = side.get(layer.name, 0.0) + per_group
-        found.append(GroupChoice(elimination.damage, filters, channels, elimination.shares))
+        found.append(GroupChoice(elimination.damage, filters, channels))
         eliminations.append(elimination)
     return Choices(Problem(offered, found, fixed), eliminations, graph)
 

@@ -18,7 +18,7 @@ from onnxcompress.layers import FactorLayer, factor_layers
 from onnxcompress.lrn import rewrite_lrn
 from onnxcompress.measure.cost import cost
 from onnxcompress.plan import Plan, Ranks
-from onnxcompress.planning.budget import Decision, Problem, decide, expected_damage
+from onnxcompress.planning.budget import Decision, Problem, decide
 from onnxcompress.planning.choices import Options, choices, possible
 from onnxcompress.planning.survey import Change, Survey, changed, factored, measured_damage
 from onnxcompress.progress import Progress, steps_of
@@ -66,8 +66,7 @@ class Planned:
     Attributes:
         plan: what to do.
         share: of the original's cost that it leaves.
-        damage: what is expected of it (see `budget`), by what its choices did (`measure.damage`) one by one,
-            before weights are fitted.
+        damage: the sum of what its choices did (`measure.damage`) one by one, before weights are fitted.
     """
 
     plan: Plan
@@ -152,8 +151,7 @@ class Planner:
         found: list[Planned] = []
         for round_ in range(ROUNDS):
             decision, left = self._within(share)
-            self._measure_choices(_made(decision), f"measuring plan {round_ + 1} of {ROUNDS}")
-            damage = expected_damage(self._problem(), decision)
+            damage = self._measure_choices(_made(decision), f"measuring plan {round_ + 1} of {ROUNDS}")
             plan, survey = self.choices.plan(decision), self.survey
             filters = unstacked(plan.prune, survey.given, survey.together)
             found.append(Planned(replace(plan, prune=filters, rewrite=self.rewrite), left, damage))
@@ -251,8 +249,8 @@ class Planner:
         halved = [i for i, (ranks, _) in enumerate(options, 1) if self._cost(layer, ranks) <= most]
         return min(halved, key=lambda i: options[i - 1][1], default=0)
 
-    def _measure_choices(self, made: Mapping[Choice, int], what: str) -> None:
-        """Measure what choices do, each by itself, unless it is known."""
+    def _measure_choices(self, made: Mapping[Choice, int], what: str) -> float:
+        """Measure what choices do, each by itself, unless it is known; the sum of all."""
         known = self.measured
         new = [(choice, count) for choice, count in made.items() if count not in known[choice]]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -261,6 +259,7 @@ class Planner:
             self.survey, cases, steps_of(self.progress, what)
         ).items():
             known[choice][count] = each
+        return sum(known[choice][count] for choice, count in made.items())
 
     def _changes(self, choice: Choice, count: int) -> list[Change]:
         """The weights that a choice gives to layers."""

@@ -51,12 +51,10 @@ class Elimination:
     Attributes:
         order: ids of the sets, (n,); the last one stays.
         damage: when the first 0, 1 … n − 1 of them are gone, (n,), not decreasing.
-        shares: of the whole damage, those that the responses of each reading layer have, by its name.
     """
 
     order: NDArray[np.int64]
     damage: Array
-    shares: Mapping[str, float]
 
 
 def readers(
@@ -106,30 +104,24 @@ def eliminate(group: Group, of: Sequence[Reader]) -> Elimination | None:
     left = np.arange(len(group.sets))
     order: list[int] = []
     damage = [0.0]
-    each = np.zeros(len(reading))
     step = max(1, len(left) // STEPS)
     while len(left) > 1:
         losses = np.sum([state.losses() for state in reading], axis=0)[left]
         gone = left[np.argsort(losses, kind="stable")[: min(step, len(left) - 1)]]
         before = damage[-1]
-        lost = np.array([state.remove(gone) for state in reading])
-        together, each = float(lost.sum()), each + lost
+        together = sum(state.remove(gone) for state in reading)
         # Within a step the sets share what they cost together.
         damage += (before + together * np.arange(1, len(gone) + 1) / len(gone)).tolist()
         order += gone.tolist()
         left = np.setdiff1d(left, gone)
-    shares: dict[str, float] = {}
-    for state, lost_there in zip(reading, each.tolist(), strict=True):
-        share = lost_there / damage[-1] if damage[-1] > 0 else 1 / len(reading)
-        shares[state.name] = shares.get(state.name, 0.0) + share
-    return Elimination(group.sets[np.array([*order, *left], np.int64)], np.array(damage), shares)
+    return Elimination(group.sets[np.array([*order, *left], np.int64)], np.array(damage))
 
 
 class _State:
     """A reader on the way: its weights, repaired so far, and the inverse covariance of what is left."""
 
     def __init__(self, reader: Reader, sets: NDArray[np.int64]) -> None:
-        self.name, self.weight, self.weights = reader.layer.name, reader.weight, reader.weights.copy()
+        self.weight, self.weights = reader.weight, reader.weights.copy()
         kernel = len(reader.covariance) // len(reader.sets)
         self.inverse = np.linalg.inv(regular(reader.covariance))
         columns = np.arange(len(reader.covariance)).reshape(-1, kernel)
