@@ -15,10 +15,18 @@ from onnxcompress.factoring.fitted import cp_errors, fit_factors, matrix_errors,
 from onnxcompress.layers import factor_layers, set_weights
 from onnxcompress.model import simplify
 from onnxcompress.plan import Ranks
-from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, decide, ranks_of
+from onnxcompress.planning.budget import (
+    Decision,
+    GroupChoice,
+    LayerChoice,
+    Problem,
+    decide,
+    expected_damage,
+    ranks_of,
+)
 from onnxcompress.planning.choices import BLOCK, layer_choice, possible
 from onnxcompress.planning.search import KINDS, through
-from onnxcompress.pruning.elimination import Reader, eliminate, repaired
+from onnxcompress.pruning.elimination import Reader, clusters, eliminate, repaired
 from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.recovery.least_squares import fit_group, refit, together
 from onnxcompress.runtime import run, session
@@ -188,8 +196,7 @@ def lost(weights: np.ndarray, x: np.ndarray, gone: list[int], channels: int) -> 
 def test_elimination_knows_what_goes_with_each_channel(seed, filters, channels, kernel):
     weights, x, covariance = problem(seed, filters, channels, kernel)
     group = type("G", (), {"sets": np.arange(channels)})()
-    found = eliminate(group, [reader(weights, covariance, channels)])
-    assert found is not None
+    (found,) = eliminate([group], [reader(weights, covariance, channels)])
     assert sorted(found.order) == list(range(channels))
     assert (np.diff(found.damage) >= -1e-9).all()
     total = lost(weights, x, list(range(channels)), channels)
@@ -199,6 +206,43 @@ def test_elimination_knows_what_goes_with_each_channel(seed, filters, channels, 
     # The first one is the cheapest of all.
     single = [lost(weights, x, [each], channels) for each in range(channels)]
     assert single[found.order[0]] <= min(single) * 1.01 + 1e-4 * total
+
+
+@SETTINGS
+@given(st.integers(0, 10**6), sizes, st.integers(2, 4), st.integers(2, 4))
+def test_branches_lose_together_what_all_of_them_lose(seed, filters, first, second):
+    weights, x, covariance = problem(seed, filters, first + second, 1)
+    groups = [type("G", (), {"sets": each})() for each in np.split(np.arange(first + second), [first])]
+    found = eliminate(groups, [reader(weights, covariance, first + second)])
+    for each, group in zip(found, groups, strict=True):
+        assert sorted(each.order) == group.sets.tolist()
+        assert sum(each.shares.values()) == pytest.approx(1)
+    gone = [*found[0].order[:-1], *found[1].order[:-1]]
+    real = lost(weights, x, [int(each) for each in gone], first + second)
+    assert sum(each.damage[-1] for each in found) == pytest.approx(real, rel=5e-3)
+
+
+def test_of_two_branches_that_say_the_same_one_has_to_stay():
+    random = np.random.default_rng(0)
+    x = np.tile(random.standard_normal((500, 4)), 2) + 1e-3 * random.standard_normal((500, 8))
+    weights, covariance = random.standard_normal((6, 8)), np.cov(x.T, bias=True)
+    branches = [type("G", (), {"sets": np.arange(4) + first})() for first in (0, 4)]
+    reading = [reader(weights, covariance, 8)]
+    total = float(np.sum((weights @ covariance) * weights))
+    alone = [eliminate([branch], reading)[0].damage[-1] for branch in branches]
+    together = [each.damage[-1] for each in eliminate(branches, reading)]
+    assert max(alone) < 1e-3 * total
+    assert sum(together) > 0.2 * total
+
+
+def test_clusters_are_groups_with_the_same_readers():
+    groups = [type("G", (), {"sets": np.array(each)})() for each in ([0, 1], [2], [3], [9])]
+    weights, covariance = np.ones((1, 3)), np.eye(3)
+    of = [
+        Reader(_AnyLayer(), 0, weights, covariance, np.array(sets), 1.0)  # type: ignore[arg-type]
+        for sets in ([0, 1, 2], [3, 0, 2])
+    ]
+    assert clusters(groups, of) == [[0, 1], [2]]
 
 
 @SETTINGS
@@ -303,7 +347,9 @@ def small_problem(seed: int) -> Problem:
         return LayerChoice(filters, channels, 1, 9, 50, 50, 50, options, damage)
 
     damage = np.concatenate([[0.0], np.cumsum(random.random(5) * np.arange(5))])
-    return Problem({"a": layer(6, 3), "b": layer(5, 6)}, [GroupChoice(damage, {"a": 1.0}, {"b": 1.0})])
+    return Problem(
+        {"a": layer(6, 3), "b": layer(5, 6)}, [GroupChoice(damage, {"a": 1.0}, {"b": 1.0}, {"b": 1.0})]
+    )
 
 
 def exhaustive(case: Problem, budget: float) -> float:
@@ -316,7 +362,8 @@ def exhaustive(case: Problem, budget: float) -> float:
             picked[1], b.filters, b.channels - count
         )
         if cost <= budget:
-            best = min(best, group.damage[count] + a.damage[picked[0]] + b.damage[picked[1]])
+            decision = Decision([count], dict(zip("ab", picked, strict=True)))
+            best = min(best, expected_damage(case, decision))
     return best
 
 
@@ -338,7 +385,10 @@ def test_the_planner_knows_what_a_choice_costs_when_some_filters_and_channels_ar
     options = [(Ranks(rank, rank, deep), 0.0) for rank in range(1, most + 1)]
     choice = layer_choice(whole, options, 1.0, kind)
     gone = [data.draw(st.integers(0, filters - 1)), data.draw(st.integers(0, channels - 1))]
-    groups = [GroupChoice(np.zeros(9), {"conv": 1.0}, {}), GroupChoice(np.zeros(9), {}, {"conv": 1.0})]
+    groups = [
+        GroupChoice(np.zeros(9), {"conv": 1.0}, {}, {}),
+        GroupChoice(np.zeros(9), {}, {"conv": 1.0}, {"conv": 1.0}),
+    ]
     thin = one_conv(filters - gone[0], channels - gone[1], kernel)
     for index in range(len(choice.options)):
         ranks = ranks_of(Problem({"conv": choice}, groups), Decision(gone, {"conv": index}), "conv")
@@ -367,6 +417,32 @@ def test_the_planner_keeps_the_budget_and_is_near_the_best_there_is(seed, share)
     assert found.damage >= best - 1e-9
     # Prices reach the corners of the convex hull; between them the best may be missed.
     assert found.damage <= best + 1.0
+
+
+@SETTINGS
+@given(st.integers(0, 10**6), st.data())
+def test_damage_counts_as_far_as_the_response_it_is_in_is_left(seed, data):
+    case = small_problem(seed)
+    group, (a, b) = case.groups[0], case.layers.values()
+    count, first, second = (data.draw(st.integers(0, 5)) for _ in range(3))
+    left = 1 - group.damage[count] / group.damage[-1]
+    expected = group.damage[count] + left * a.damage[first] + b.damage[second]
+    found = expected_damage(case, Decision([count], {"a": first, "b": second}))
+    assert found == pytest.approx(expected)
+
+
+def test_what_leads_to_a_branch_goes_when_the_branch_does():
+    """a → b → c: b's filters do nothing much, and a is dear."""
+
+    def whole(filters: int, channels: int) -> LayerChoice:
+        return LayerChoice(filters, channels, 1, 1, 1, 1, 1, [Ranks(filters, channels)], np.zeros(1))
+
+    layers = {"a": whole(8, 100), "b": whole(8, 8), "c": whole(8, 8)}
+    into_b = GroupChoice(np.linspace(0, 1, 8), {"a": 1.0}, {"b": 1.0}, {"b": 1.0})
+    into_c = GroupChoice(np.linspace(0, 0.1, 8), {"b": 1.0}, {"c": 1.0}, {"c": 1.0})
+    found = decide(Problem(layers, [into_b, into_c]), 150)
+    assert found.removed == [7, 7]
+    assert found.damage == pytest.approx(0.1)
 
 
 @SETTINGS

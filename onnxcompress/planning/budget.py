@@ -6,6 +6,10 @@ Every choice has a cost and an estimated damage to the network's output. For a p
 
 is made small by settling one group or layer after the other, the others given, until nothing changes; λ is
 then sought for which the cost meets the budget. Pruning alone and factoring alone are among the choices.
+
+An error in a layer's response matters less the less of that response is left: D_l, and the part of D_g that
+is lost in layer l, count (1 − D(removed) / D(all removed)) times, with D of the group of l's own filters. A
+branch of which one filter stays needs none of what leads to it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -98,11 +102,18 @@ class GroupChoice:
         damage: when 0, 1 … sets are gone, (n,).
         filters: by layer, filters (per group of the convolution) that go with each set.
         channels: by layer, input channels (per group) that go with each set.
+        shares: of the damage, by the layer in whose response it is lost.
     """
 
     damage: Array
     filters: Mapping[str, float]
     channels: Mapping[str, float]
+    shares: Mapping[str, float]
+
+    @cached_property
+    def standing(self) -> Array:
+        """What is left of all that the sets do for the network when 0, 1 … of them are gone, (n,)."""
+        return 1 - self.damage / self.damage[-1] if self.damage[-1] > 0 else np.ones(len(self.damage))
 
 
 @dataclass
@@ -129,6 +140,16 @@ class Problem:
     groups: Sequence[GroupChoice]
     fixed: float = 0.0
 
+    @cached_property
+    def read(self) -> Mapping[str, Sequence[tuple[int, float]]]:
+        """The groups, by number, that lose in each layer's response, and that share of their damage."""
+        return {
+            name: [
+                (index, group.shares[name]) for index, group in enumerate(self.groups) if name in group.shares
+            ]
+            for name in self.layers
+        }
+
     @property
     def worst(self) -> float:
         """Damage of the worst choices of all; 1 where there is none."""
@@ -143,6 +164,11 @@ def decide(problem: Problem, budget: float) -> Decision:
     if not within:
         return min(found, key=lambda decision: decision.cost)
     return min(within, key=lambda decision: decision.damage)
+
+
+def expected_damage(problem: Problem, decision: Decision) -> float:
+    """Of a decision; `decision` may have been taken for other damages of its choices."""
+    return _State(problem, decision).decision().damage
 
 
 def _search(problem: Problem, budget: float, turns: Sequence[str]) -> Decision:
@@ -188,10 +214,10 @@ def _filled(problem: Problem, decision: Decision, budget: float) -> Decision:
         spare = budget - state.decision().cost
         best: tuple[float, str | int, int] = 0.0, "", 0
         curves: list[tuple[str | int, Array, int, Array]] = []
-        for name, layer in problem.layers.items():
-            curves.append((name, layer.damage, state.picked[name], state.layer_costs(name)))
-        for index, group in enumerate(problem.groups):
-            curves.append((index, group.damage, state.removed[index], state.group_costs(index)))
+        for name in problem.layers:
+            curves.append((name, state.layer_damage(name), state.picked[name], state.layer_costs(name)))
+        for index, count in enumerate(state.removed):
+            curves.append((index, state.group_damage(index), count, state.group_costs(index)))
         for choice, damage, now, costs in curves:
             more, gain = costs - costs[now], damage[now] - damage
             rate = np.where((more <= spare) & (gain > 0), gain / np.maximum(more, 1e-9), 0)
@@ -211,16 +237,29 @@ class _State:
         self.picked = dict(decision.picked) if decision else dict.fromkeys(problem.layers, 0)
         self.filters = {name: float(layer.filters) for name, layer in problem.layers.items()}
         self.channels = {name: float(layer.channels) for name, layer in problem.layers.items()}
+        self.left = dict.fromkeys(problem.layers, 1.0)
         for group, count in zip(problem.groups, self.removed, strict=True):
-            self._take(group, count)
+            self._take(group, 0, count)
 
     def settle_layers(self, price: float) -> None:
-        for name, layer in self.problem.layers.items():
-            self.choose(name, int(np.argmin(layer.damage + price * self.layer_costs(name))))
+        for name in self.problem.layers:
+            self.choose(name, int(np.argmin(self.layer_damage(name) + price * self.layer_costs(name))))
 
     def settle_groups(self, price: float) -> None:
-        for index, group in enumerate(self.problem.groups):
-            self.choose(index, int(np.argmin(group.damage + price * self.group_costs(index))))
+        for index in range(len(self.problem.groups)):
+            self.choose(index, int(np.argmin(self.group_damage(index) + price * self.group_costs(index))))
+
+    def layer_damage(self, name: str) -> Array:
+        """Of a layer's choices."""
+        return self.problem.layers[name].damage * self.left[name]
+
+    def group_damage(self, index: int) -> Array:
+        """When 0, 1 … sets of a group are gone, with what that changes for the layers which compute them."""
+        group = self.problem.groups[index]
+        total = group.damage * sum(share * self.left[name] for name, share in group.shares.items())
+        for name in group.filters:
+            total = total + group.standing * self._part(group, name) * self._inside(name)
+        return total
 
     def layer_costs(self, name: str) -> Array:
         """Of a layer with each of its choices."""
@@ -240,25 +279,35 @@ class _State:
     def choose(self, choice: str | int, number: int) -> None:
         """Give a layer, by its name, a choice, or let a group, by its number, lose so many sets."""
         if isinstance(choice, int):
-            self._take(self.problem.groups[choice], number - self.removed[choice])
+            self._take(self.problem.groups[choice], self.removed[choice], number)
             self.removed[choice] = number
         else:
             self.picked[choice] = number
 
     def decision(self) -> Decision:
         layers = self.problem.layers
-        damage = sum(layers[name].damage[index] for name, index in self.picked.items())
-        damage += sum(g.damage[count] for g, count in zip(self.problem.groups, self.removed, strict=True))
+        damage = sum(self.left[name] * self._inside(name) for name in layers)
         cost = sum(layers[n].cost(i, self.filters[n], self.channels[n]) for n, i in self.picked.items())
         return Decision(
             list(self.removed), dict(self.picked), float(damage), float(cost) + self.problem.fixed
         )
 
-    def _take(self, group: GroupChoice, count: int) -> None:
+    def _inside(self, name: str) -> float:
+        """Damage of all errors in a layer's response, as if all of that were left."""
+        groups = self.problem.groups
+        read = sum(share * groups[i].damage[self.removed[i]] for i, share in self.problem.read[name])
+        return float(self.problem.layers[name].damage[self.picked[name]] + read)
+
+    def _part(self, group: GroupChoice, name: str) -> float:
+        """Share of a layer's filters that are in a group."""
+        return min(1.0, group.filters[name] * len(group.damage) / self.problem.layers[name].filters)
+
+    def _take(self, group: GroupChoice, before: int, now: int) -> None:
         for name, each in group.filters.items():
-            self.filters[name] -= count * each
+            self.filters[name] -= (now - before) * each
+            self.left[name] += (group.standing[now] - group.standing[before]) * self._part(group, name)
         for name, each in group.channels.items():
-            self.channels[name] -= count * each
+            self.channels[name] -= (now - before) * each
 
 
 def ranks_of(problem: Problem, decision: Decision, name: str) -> Ranks | None:

@@ -11,7 +11,7 @@ from onnxcompress.layers import FactorLayer
 from onnxcompress.plan import Plan, Ranks, matches
 from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, ranks_of
 from onnxcompress.pruning.channels import ChannelGraph, Group
-from onnxcompress.pruning.elimination import Elimination, Reader, eliminate
+from onnxcompress.pruning.elimination import Elimination, Reader, clusters, eliminate
 from onnxcompress.pruning.surgery import filters_of
 
 CP_SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
@@ -33,11 +33,13 @@ class Choices:
     Attributes:
         problem: to decide.
         eliminations: one per group of the problem: which sets go first.
+        clusters: groups, by number, that the same layers read.
         graph: of the network's channels.
     """
 
     problem: Problem
     eliminations: Sequence[Elimination]
+    clusters: Sequence[Sequence[int]]
     graph: ChannelGraph
 
     def plan(self, decision: Decision) -> Plan:
@@ -84,11 +86,14 @@ def choices(
         for name, layer in known.items()
     }
     entries = [(entry.node.name, entry) for entry in graph.parameters]
-    found, eliminations = [], []
-    for group in groups:
-        elimination = eliminate(group, reading)
-        if elimination is None:
-            continue
+    together = clusters(groups, reading)
+    eliminations: dict[int, Elimination] = {}
+    for cluster in together:
+        eliminations.update(zip(cluster, eliminate([groups[i] for i in cluster], reading), strict=True))
+    number = {index: place for place, index in enumerate(eliminations)}
+    found = []
+    for index, elimination in eliminations.items():
+        group = groups[index]
         count = len(group.sets)
         filters: dict[str, float] = {}
         channels: dict[str, float] = {}
@@ -108,9 +113,9 @@ def choices(
             if layer.kind == "depthwise":  # its groups go; the cost is that of as many filters
                 side, per_group = filters, share / layer.groups
             side[layer.name] = side.get(layer.name, 0.0) + per_group
-        found.append(GroupChoice(elimination.damage, filters, channels))
-        eliminations.append(elimination)
-    return Choices(Problem(offered, found, fixed), eliminations, graph)
+        found.append(GroupChoice(elimination.damage, filters, channels, elimination.shares))
+    renumbered = [[number[index] for index in cluster] for cluster in together]
+    return Choices(Problem(offered, found, fixed), list(eliminations.values()), renumbered, graph)
 
 
 def layer_choice(layer: FactorLayer, possibilities: Options, sensitivity: float, kind: str) -> LayerChoice:

@@ -18,7 +18,7 @@ from onnxcompress.layers import FactorLayer, factor_layers
 from onnxcompress.lrn import rewrite_lrn
 from onnxcompress.measure.cost import cost
 from onnxcompress.plan import Plan, Ranks
-from onnxcompress.planning.budget import Decision, Problem, decide
+from onnxcompress.planning.budget import Decision, Problem, decide, expected_damage
 from onnxcompress.planning.choices import Options, choices, possible
 from onnxcompress.planning.survey import Change, Survey, changed, factored, measured_damage
 from onnxcompress.progress import Progress, steps_of
@@ -43,6 +43,9 @@ ATTEMPTS = 8
 Choice = str | int
 """Ranks of a layer, by its name, or channels that a group loses, by its number."""
 
+Case = tuple[tuple[Choice, int], ...]
+"""Choices that are measured together."""
+
 Array = NDArray[np.float64]
 
 
@@ -66,7 +69,8 @@ class Planned:
     Attributes:
         plan: what to do.
         share: of the original's cost that it leaves.
-        damage: the sum of what its choices did (`measure.damage`) one by one, before weights are fitted.
+        damage: what is expected of it (see `budget`), by what its choices did (`measure.damage`) one by one,
+            before weights are fitted.
     """
 
     plan: Plan
@@ -100,9 +104,12 @@ class Planner:
         kind: of cost.
         choices: that there are, with the damage that is expected of them before any is measured.
         measured: damage of choices, by how many channels a group loses, or by the number of a layer's option.
+            Groups that the same layers read share what they do together.
+        done: what was measured.
     """
 
     measured: defaultdict[Choice, dict[int, float]]
+    done: dict[Case, float]
 
     def __init__(
         self,
@@ -124,6 +131,7 @@ class Planner:
         """
         self.survey, self.kind, self.progress = survey, kind, progress
         self.measured = defaultdict(dict)
+        self.done = {}
         self.rewrite = list(rewrite)
         self.total = self._measure(survey.network)
         layers = survey.layers
@@ -151,7 +159,8 @@ class Planner:
         found: list[Planned] = []
         for round_ in range(ROUNDS):
             decision, left = self._within(share)
-            damage = self._measure_choices(_made(decision), f"measuring plan {round_ + 1} of {ROUNDS}")
+            self._measure_choices(_made(decision), f"measuring plan {round_ + 1} of {ROUNDS}")
+            damage = expected_damage(self._problem(), decision)
             plan, survey = self.choices.plan(decision), self.survey
             filters = unstacked(plan.prune, survey.given, survey.together)
             found.append(Planned(replace(plan, prune=filters, rewrite=self.rewrite), left, damage))
@@ -240,7 +249,7 @@ class Planner:
         damage = measured_damage(self.survey, cases, steps_of(self.progress, "measuring sensitivities"))
         for name in cases:
             if number[name]:
-                self.measured[name][number[name]] = damage[name]
+                self.measured[name][number[name]] = self.done[((name, number[name]),)] = damage[name]
         return {name: damage[name] / lost[name] if lost[name] > 0 else 0.0 for name in cases}
 
     def _half(self, layer: FactorLayer, options: Options) -> int:
@@ -249,23 +258,39 @@ class Planner:
         halved = [i for i, (ranks, _) in enumerate(options, 1) if self._cost(layer, ranks) <= most]
         return min(halved, key=lambda i: options[i - 1][1], default=0)
 
-    def _measure_choices(self, made: Mapping[Choice, int], what: str) -> float:
-        """Measure what choices do, each by itself, unless it is known; the sum of all."""
-        known = self.measured
-        new = [(choice, count) for choice, count in made.items() if count not in known[choice]]
+    def _measure_choices(self, made: Mapping[Choice, int], what: str) -> None:
+        """Measure what choices do, each by itself, unless it is known."""
+        new = [case for case in self._cases(made) if case not in self.done]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            cases = dict(zip(new, pool.map(lambda each: self._changes(*each), new), strict=True))
-        for (choice, count), each in measured_damage(
-            self.survey, cases, steps_of(self.progress, what)
-        ).items():
-            known[choice][count] = each
-        return sum(known[choice][count] for choice, count in made.items())
+            cases = dict(zip(new, pool.map(self._changes, new), strict=True))
+        self.done |= measured_damage(self.survey, cases, steps_of(self.progress, what))
+        for case in self._cases(made):
+            expected = [self._expected(choice, count) for choice, count in case]
+            for (choice, count), each in zip(case, expected, strict=True):
+                share = each / sum(expected) if sum(expected) > 0 else 1 / len(case)
+                self.measured[choice][count] = share * self.done[case]
 
-    def _changes(self, choice: Choice, count: int) -> list[Change]:
-        """The weights that a choice gives to layers."""
+    def _cases(self, made: Mapping[Choice, int]) -> list[Case]:
+        """What is measured together: the groups of a cluster, and each layer by itself."""
+        of_groups = [
+            tuple((index, made[index]) for index in cluster if index in made)
+            for cluster in self.choices.clusters
+        ]
+        of_layers = [((name, number),) for name, number in made.items() if isinstance(name, str)]
+        return [*filter(None, of_groups), *of_layers]
+
+    def _expected(self, choice: Choice, count: int) -> float:
+        problem = self.choices.problem
+        of = problem.groups[choice] if isinstance(choice, int) else problem.layers[choice]
+        return float(of.damage[count])
+
+    def _changes(self, case: Case) -> list[Change]:
+        """The weights that choices give to layers."""
         survey = self.survey
+        choice, count = case[0]
         if isinstance(choice, int):
-            return self._pruned(self.choices.eliminations[choice].order[:count])
+            orders = [self.choices.eliminations[i].order[:n] for i, n in case if isinstance(i, int)]
+            return self._pruned(np.concatenate(orders))
         ranks = self.choices.problem.layers[choice].options[count]
         (layer,) = (layer for layer in survey.layers if layer.name == choice)
         return [factored(layer, survey.moments[choice], ranks)[0]]

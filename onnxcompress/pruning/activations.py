@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnxcompress.calibration.statistics import Moments
 from onnxcompress.layers import FactorLayer
 from onnxcompress.pruning.channels import ChannelGraph
-from onnxcompress.pruning.elimination import eliminate, readers
+from onnxcompress.pruning.elimination import clusters, eliminate, readers
 from onnxcompress.pruning.importance import set_scores
 
 Array = NDArray[np.float64]
@@ -57,8 +57,8 @@ def reconstruction(
     }
     reading = readers(graph, layers, moments, {name: 1 / v for name, v in variance.items() if v > 0})
     scores = np.full(int(graph.set_of.max(initial=-1)) + 1, np.nan)
-    for group in graph.groups:
-        if (found := eliminate(group, reading)) is not None:
+    for cluster in clusters(graph.groups, reading):
+        for found in eliminate([graph.groups[index] for index in cluster], reading):
             # The last one is never removed.
             scores[found.order] = np.append(found.damage[1:], np.inf)
     return scores

@@ -51,10 +51,12 @@ class Elimination:
     Attributes:
         order: ids of the sets, (n,); the last one stays.
         damage: when the first 0, 1 … n − 1 of them are gone, (n,), not decreasing.
+        shares: of the whole damage, those that the responses of each reading layer have, by its name.
     """
 
     order: NDArray[np.int64]
     damage: Array
+    shares: Mapping[str, float]
 
 
 def readers(
@@ -96,32 +98,67 @@ def repaired(reader: Reader, gone: NDArray[np.int64]) -> Array:
     return weights
 
 
-def eliminate(group: Group, of: Sequence[Reader]) -> Elimination | None:
-    """The order in which the sets of a group go, and the damage; None when no reader of theirs is known."""
-    reading = [_State(reader, group.sets) for reader in of if np.isin(reader.sets, group.sets).any()]
-    if not reading:
-        return None
-    left = np.arange(len(group.sets))
-    order: list[int] = []
-    damage = [0.0]
-    step = max(1, len(left) // STEPS)
-    while len(left) > 1:
-        losses = np.sum([state.losses() for state in reading], axis=0)[left]
-        gone = left[np.argsort(losses, kind="stable")[: min(step, len(left) - 1)]]
-        before = damage[-1]
-        together = sum(state.remove(gone) for state in reading)
+def clusters(groups: Sequence[Group], of: Sequence[Reader]) -> list[list[int]]:
+    """Groups, by number, that the same readers read: the branches of a block. None without a reader."""
+    found: dict[tuple[int, ...], list[int]] = {}
+    for index, group in enumerate(groups):
+        reading = tuple(number for number, reader in enumerate(of) if np.isin(reader.sets, group.sets).any())
+        if reading:
+            found.setdefault(reading, []).append(index)
+    return list(found.values())
+
+
+def eliminate(groups: Sequence[Group], of: Sequence[Reader]) -> list[Elimination]:
+    """The order in which the sets of a cluster's groups go, and the damage, by group.
+
+    They go together: a group's damage is that of its own sets in the order in which all go, so that the sum
+    over the groups is what is lost together. Where one branch could stand in for another, both cannot go.
+    """
+    sets = np.concatenate([group.sets for group in groups])
+    owner = np.repeat(np.arange(len(groups)), [len(group.sets) for group in groups])
+    reading = [_State(reader, sets) for reader in of if np.isin(reader.sets, sets).any()]
+    left, count = np.arange(len(sets)), np.bincount(owner)
+    order: list[list[int]] = [[] for _ in groups]
+    damage: list[list[float]] = [[0.0] for _ in groups]
+    each = np.zeros((len(groups), len(reading)))
+    step = max(1, len(left) // STEPS // len(groups))
+    while len(left) > len(groups):
+        losses = np.sum([state.losses() for state in reading], axis=0)
+        free = left[count[owner[left]] > 1]
+        gone = free[np.argsort(losses[free], kind="stable")[:step]]
+        gone = gone[_rank_among(owner[gone]) < count[owner[gone]] - 1]
+        lost = np.array([state.remove(gone) for state in reading])
         # Within a step the sets share what they cost together.
-        damage += (before + together * np.arange(1, len(gone) + 1) / len(gone)).tolist()
-        order += gone.tolist()
+        alone = losses[gone] if losses[gone].sum() > 0 else np.ones(len(gone))
+        for index, part in zip(gone, alone / alone.sum(), strict=True):
+            order[owner[index]].append(index)
+            damage[owner[index]].append(damage[owner[index]][-1] + part * lost.sum())
+            each[owner[index]] += part * lost
         left = np.setdiff1d(left, gone)
-    return Elimination(group.sets[np.array([*order, *left], np.int64)], np.array(damage))
+        count = np.bincount(owner[left], minlength=len(groups))
+    found = []
+    for group in range(len(groups)):
+        last = left[owner[left] == group]
+        shares: dict[str, float] = {}
+        for state, part in zip(reading, each[group].tolist(), strict=True):
+            share = part / damage[group][-1] if damage[group][-1] > 0 else 1 / len(reading)
+            shares[state.name] = shares.get(state.name, 0.0) + share
+        found.append(
+            Elimination(sets[np.array([*order[group], *last], np.int64)], np.array(damage[group]), shares)
+        )
+    return found
+
+
+def _rank_among(owner: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Of each entry, how many equal ones are before it."""
+    return np.array([np.sum(owner[:i] == each) for i, each in enumerate(owner)], np.int64)
 
 
 class _State:
     """A reader on the way: its weights, repaired so far, and the inverse covariance of what is left."""
 
     def __init__(self, reader: Reader, sets: NDArray[np.int64]) -> None:
-        self.weight, self.weights = reader.weight, reader.weights.copy()
+        self.name, self.weight, self.weights = reader.layer.name, reader.weight, reader.weights.copy()
         kernel = len(reader.covariance) // len(reader.sets)
         self.inverse = np.linalg.inv(regular(reader.covariance))
         columns = np.arange(len(reader.covariance)).reshape(-1, kernel)
