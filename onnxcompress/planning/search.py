@@ -151,8 +151,11 @@ class Planner:
             fixed=self.total - own,
             skip=skip,
         )
-        quarter = {index: len(each.order) // 4 for index, each in enumerate(self.choices.eliminations)}
-        self._measure_choices({i: c for i, c in quarter.items() if c}, "measuring groups of channels")
+        # All but one as well: by its first quarter a block that nothing gets past would seem cheap.
+        for share in (0.25, 1.0):
+            counts = [min(int(share * len(e.order)), len(e.order) - 1) for e in self.choices.eliminations]
+            gone: dict[Choice, int] = {index: count for index, count in enumerate(counts) if count}
+            self._measure_choices(gone, "measuring groups of channels")
 
     def plan(self, share: float) -> Planned:
         """The best plan found that keeps at most this share of the cost."""
