@@ -67,7 +67,7 @@ def cp(
 
     def error(flat: Array) -> tuple[float, Array]:
         core, into = _split(flat.astype(np.float32), rank, kernel)
-        inner = _products(core, into)
+        inner = products_of(core, into)
         out, response, products = out_for(inner)
         lost = 1 - float(np.sum(out * response)) / total
         single = out.astype(np.float32)
@@ -90,14 +90,14 @@ def cp(
         options={"maxiter": iterations, "maxcor": 20},
     )
     core, into = _split(found.x, rank, kernel)
-    out = out_for(_products(core, into).astype(np.float32))[0]
+    out = out_for(products_of(core, into).astype(np.float32))[0]
     into = scipy.linalg.solve_triangular(root, into.T, lower=True, trans="T").T
     out, out_sizes = _unit_rows(out)
     into, into_sizes = _unit_rows(into)
     return out.T, core * (size * out_sizes * into_sizes), into
 
 
-def _products(core: NDArray, into: NDArray) -> NDArray:
+def products_of(core: NDArray, into: NDArray) -> NDArray:
     """What `out` combines: the weights of a filter for each component, (R, C · kernel)."""
     return (into[:, :, None] * core[:, None, :]).reshape(len(core), -1)
 

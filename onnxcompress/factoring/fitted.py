@@ -12,7 +12,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.cp import cp
+from onnxcompress.factoring.cp import cp, products_of
 from onnxcompress.plan import Ranks
 
 Array = NDArray[np.float64]
@@ -45,7 +45,7 @@ class Factors:
         """Their product, (M, C · kernel)."""
         core = self.core
         if self.into is not None and self.depthwise:
-            core = (self.into[:, :, None] * core[:, None, :]).reshape(len(core), -1)
+            core = products_of(core, self.into)
         elif self.into is not None:
             rank = len(self.into)
             core = np.tensordot(core.reshape(len(core), rank, -1), self.into, axes=(1, 0)).transpose(0, 2, 1)
