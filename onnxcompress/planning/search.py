@@ -262,12 +262,13 @@ class Planner:
         return min(halved, key=lambda i: options[i - 1][1], default=0)
 
     def _measure_choices(self, made: Mapping[Choice, int], what: str) -> None:
-        """Measure what choices do, each by itself, unless it is known."""
-        new = [case for case in self._cases(made) if case not in self.done]
+        """Measure what choices do, case by case (see `_cases`), unless it is known."""
+        every = self._cases(made)
+        new = [case for case in every if case not in self.done]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             cases = dict(zip(new, pool.map(self._changes, new), strict=True))
         self.done |= measured_damage(self.survey, cases, steps_of(self.progress, what))
-        for case in self._cases(made):
+        for case in every:
             expected = [self._expected(choice, count) for choice, count in case]
             for (choice, count), each in zip(case, expected, strict=True):
                 share = each / sum(expected) if sum(expected) > 0 else 1 / len(case)
