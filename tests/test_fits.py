@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from onnxcompress.calibration.samples import Samples
 from onnxcompress.calibration.statistics import Moments
-from onnxcompress.factoring.fitted import cp_errors, fit_factors, matrix_errors, regular, response_error
+from onnxcompress.factoring.cp import cp
+from onnxcompress.factoring.fitted import (
+    Factors,
+    cp_errors,
+    fit_factors,
+    matrix_errors,
+    regular,
+    response_error,
+)
 from onnxcompress.layers import factor_layers, set_weights
 from onnxcompress.model import simplify
 from onnxcompress.plan import Ranks
@@ -151,6 +159,13 @@ def test_a_start_makes_a_cp_better(seed, filters, channels):
     second = fit_factors(weights, covariance, channels, ranks, first)
     lost = [response_error(weights, each.weights, covariance) for each in (first, second)]
     assert lost[1] <= lost[0] * (1 + 1e-3)
+    one_step = [
+        cp(weights, regular(covariance), channels, 6, near, 1) for near in (None, (first.core, first.into))
+    ]
+    anew, further = (
+        response_error(weights, Factors(*each, depthwise=True).weights, covariance) for each in one_step
+    )
+    assert further <= lost[0] * (1 + 1e-3) < anew
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-25, 1.0, 1e25])
