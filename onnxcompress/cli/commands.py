@@ -62,7 +62,7 @@ app = typer.Typer(
     name="onnxcompress",
     help=(
         "Make an exported CNN smaller and faster, straight from its ONNX file: remove whole filters, factor "
-        "what is left by Tucker-2, and measure what was gained and lost.\n\n"
+        "what is left (Tucker-2; under a budget CP), and measure what was gained and lost.\n\n"
         "Start with 'onnxcompress inspect model.onnx', then 'onnxcompress compress model.onnx -o small.onnx'."
     ),
     epilog="Exit code: 0 done, 1 done but short of what was asked, 2 bad input or usage.",
