@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import yaml
 from google.protobuf import text_format
 from google.protobuf.message import Message
 from onnx import helper, numpy_helper
@@ -326,9 +327,9 @@ BLOBS = {
 
 PLAN = """
 format: 1
-prune: {a: [0, 3], d: [0, 3], f: [0, 3], i: [1, 2, 5]}
+prune: {a: [0, 3], d: [0, 3], i: [1, 2, 5]}
 rewrite: []
-decompose: {d: {out: 3, in: 4}, p: {out: 2, in: 2}}
+decompose: {d: {out: 3, in: 4}, i: {out: 4, in: 4, depthwise: true}, p: {out: 2, in: 2}}
 kept: {y: the network's output}
 """
 
@@ -543,20 +544,32 @@ YAML = (
     "|",
     ">",
 )
+ENTRIES: tuple[object, ...] = (
+    *([], [0], [0, 0], [7, 6, 5], list(range(8)), [-1], [99], [0.5], ["0"], [True], [[0]], {}, None, "x", 1),
+    *({"out": rank, "in": rank} for rank in (-1, 0, 1, 2, 5, 8, 10**9, 2.0, True)),
+    *({"out": rank, "in": rank, "depthwise": True} for rank in (-1, 0, 1, 4, 8, 20, 10**9, 2.0, True)),
+    *({"out": 2, "in": 3}, {"out": 2}, {"out": 2, "in": 2, "depthwise": None}, {"depthwise": True}),
+)
 BOMB = "\n".join(
     ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [" + ", ".join([f"*a{n - 1}"] * 10) + "]" for n in range(1, 30))]
 )
 
 
 def _damaged_plan(source: random.Random) -> bytes:
-    match source.randrange(4):
+    match source.randrange(5):
         case 0:
-            return damage_bytes(PLAN.encode(), source)
+            plan = yaml.safe_load(PLAN)
+            for _ in range(source.choice((1, 1, 2))):
+                section = plan[source.choice(("prune", "decompose"))]
+                section[source.choice((*"adfhip", "d + i", "nothing"))] = source.choice(ENTRIES)
+            return yaml.safe_dump(plan).encode()
         case 1:
+            return damage_bytes(PLAN.encode(), source)
+        case 2:
             return (
                 PLAN + source.choice((BOMB, f"kept2: {{{BOMB}}}", "kept: {a: " + "x" * 10**6 + "}"))
             ).encode()
-        case 2:
+        case 3:
             words = PLAN.split(" ")
             words[source.randrange(len(words))] = source.choice(YAML)
             return " ".join(words).encode("utf-8", "surrogatepass")
