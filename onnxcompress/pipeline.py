@@ -43,7 +43,7 @@ def carry_out(
     given = network = joined(network, together)
     if plan.prune:
         network = remove_filters(network, filters)
-    if plan.rewrite:
+    if plan.prune or plan.rewrite:
         network = rewrite_lrn(network, plan.rewrite)
     factors = {}
     if parts is not None and (plan.prune or plan.decompose):

@@ -54,6 +54,17 @@ def test_pruned_equals_original_whose_readers_read_zero(model, ratio, criterion,
 
 
 @SETTINGS
+@given(networks(), st.floats(0.05, 0.6), st.sampled_from(["layer", "global"]))
+def test_a_pruned_network_can_be_pruned_again(model, ratio, scope):
+    """What pruning adds to a network it also follows."""
+    first = oc.prune(model, ratio=ratio, criterion="random", scope=scope).model
+    second = oc.prune(first, ratio=ratio, criterion="random", scope=scope)
+    feeds = feeds_for(model)
+    expected = outputs_with_removed_read_as_zero(simplify(first), second.plan.prune, feeds)
+    assert_close(outputs(second.model, feeds), expected, 1e-4)
+
+
+@SETTINGS
 @given(networks(), st.sampled_from(["vbmf", "energy:0.8", "fraction:0.5"]))
 def test_factoring_is_what_the_plan_says_and_full_ranks_are_the_original(model, rank):
     feeds = feeds_for(model)

@@ -106,7 +106,8 @@ def _sizes(layer: Layer, param: Any, name: str, axes: int, default: list[int]) -
     else:
         values = list(given)
     if any(param.HasField(side) for side in sides):
-        if values or axes != 2 or not all(param.HasField(side) for side in sides):
+        alone = name == "pad" and not isinstance(given, int)  # of a convolution; the other is 0
+        if values or axes != 2 or not (alone or all(param.HasField(side) for side in sides)):
             raise layer.error(
                 f"give either {name} or both {name}_h and {name}_w, these on 2 spatial axes only"
             )

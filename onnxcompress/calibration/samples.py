@@ -127,7 +127,10 @@ def read_samples(
     """
     inputs = {value.name: value for value in session(model).get_inputs()}
     views, data = 1, None
-    if isinstance(source, (str, Path)) and (named := _named_arrays(Path(source), set(inputs))) is not None:
+    named = None
+    if isinstance(source, (str, Path)) and set(inputs) != {"x"}:  # the name that data of one input have
+        named = _named_arrays(Path(source), set(inputs))
+    if named is not None:
         arrays = named
     elif isinstance(source, (Data, str, Path)):
         data = subset(source if isinstance(source, Data) else open_data(source), limit)

@@ -201,7 +201,7 @@ class Planner:
         network = self.survey.network
         if plan.prune:
             network = remove_filters(network, plan.prune)
-        if self.rewrite:
+        if plan.prune or self.rewrite:
             network = rewrite_lrn(network, self.rewrite)
         if plan.decompose:
             layers = {layer.name: layer for layer in factor_layers(network, concrete_shapes(network))}

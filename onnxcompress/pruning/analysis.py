@@ -17,6 +17,7 @@ def analyse(
     shapes: dict[str, tuple[int, ...]],
     importance: Callable[[Layer], np.ndarray] = relative_norms,
     twin: ir.Model | None = None,
+    planned: bool = False,
 ) -> ChannelGraph:
     """Follow the channels through a network.
 
@@ -26,6 +27,7 @@ def analyse(
         importance: of a layer's filters, shape (M,). Where channels could be cut in one way or another (whole
             groups of a grouped convolution, or alike in every group), the way in which less is lost is taken.
         twin: a network of the same shapes, which stays as it is where ``model`` is going to be changed.
+        planned: the importance is 0 of filters that go, 1 of those that stay: ways that tie both come last.
     """
     of_shapes = model if twin is None else twin
     graph = ChannelGraph(shapes, cache(lambda: concrete_shapes(of_shapes, 2, free_size(of_shapes) + 32)))
@@ -41,7 +43,7 @@ def analyse(
     for value in model.graph.outputs:
         graph.lock(graph.atoms(value), "the network's output")
     _lock_weights_with_other_readers(graph)
-    graph.settle(importance)
+    graph.settle(importance, planned)
     return graph
 
 

@@ -224,11 +224,12 @@ class ChannelGraph:
 
     # --- what follows from it --------------------------------------------------------------------
 
-    def settle(self, importance: Callable[[Layer], NDArray[np.float64]]) -> None:
+    def settle(self, importance: Callable[[Layer], NDArray[np.float64]], planned: bool = False) -> None:
         """Make every open choice, then find the channel sets, locks and groups.
 
         Args:
             importance: of a layer's filters, shape (M,).
+            planned: it is 0 for those that go and 1 for those that stay: options that tie the two come last.
         """
         scores, counts = np.zeros(self._count), np.zeros(self._count)
         for layer in self.layers if self._choices else ():
@@ -236,7 +237,7 @@ class ChannelGraph:
             np.add.at(counts, layer.atoms, 1)
         labels = _components(np.arange(self._count), self._ties)
         for options in self._choices:
-            labels = self._best(labels, options, scores, counts)
+            labels = self._best(labels, options, scores, counts, planned)
         self.set_of = labels
         for atoms, reason in self._locks:
             for set_id in np.unique(labels[atoms]):
@@ -249,7 +250,12 @@ class ChannelGraph:
         return reasons[0] if all(reasons) else None
 
     def _best(
-        self, labels: Atoms, options: list[Ties], scores: NDArray[np.float64], counts: NDArray[np.float64]
+        self,
+        labels: Atoms,
+        options: list[Ties],
+        scores: NDArray[np.float64],
+        counts: NDArray[np.float64],
+        planned: bool,
     ) -> Atoms:
         """Of the options, the one in which the less important half of the sets matters least on average."""
         if any(all((labels[a] == labels[b]).all() for a, b in option) for option in options):
@@ -263,8 +269,11 @@ class ChannelGraph:
             locked = merged[np.concatenate([labels[:0], *locks])]
             sets = np.setdiff1d(merged[involved], locked)
             lowest = np.sort(total[sets])[: len(sets) // 2]
-            candidates.append((len(lowest) == 0, lowest.mean() if len(lowest) else 0.0, -len(sets), merged))
-        return min(candidates, key=lambda candidate: candidate[:3])[3]
+            torn = planned and bool(((total > 0) & (total < 1))[merged[involved]].any())
+            candidates.append(
+                (torn, len(lowest) == 0, lowest.mean() if len(lowest) else 0.0, -len(sets), merged)
+            )
+        return min(candidates, key=lambda candidate: candidate[:4])[4]
 
     def _find_groups(self) -> list[Group]:
         names = [f"{p.parameter.name}[{p.axis}]" for p in self.parameters]

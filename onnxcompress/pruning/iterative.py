@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcompress.lrn import rewrite_lrn
 from onnxcompress.progress import Steps
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.channels import ChannelGraph
@@ -76,7 +77,8 @@ def prune_in_steps(
             left[name] = np.delete(left[name], indices)
         if progress is not None:
             progress(number, rounds)
-    return network, {name: sorted(indices) for name, indices in removed.items()}
+    # Bands stay dense until now: cut into groups, they tie channels.
+    return rewrite_lrn(network, []), {name: sorted(indices) for name, indices in removed.items()}
 
 
 def _available(graph: ChannelGraph, skip: tuple[str, ...]) -> int:

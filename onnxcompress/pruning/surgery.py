@@ -14,7 +14,8 @@ from onnxcompress.shapes import concrete_shapes
 def remove_filters(model: ir.Model, filters: dict[str, list[int]]) -> ir.Model:
     """Return the network without these filters.
 
-    The result equals the original in which whatever reads a removed channel has zero weights for it.
+    The result equals the original in which whatever reads a removed channel has zero weights for it. An LRN
+    that loses channels becomes a dense band of weights, which `rewrite_lrn` cuts into groups.
 
     Args:
         model: a simplified network; not touched.
@@ -29,7 +30,7 @@ def remove_filters(model: ir.Model, filters: dict[str, list[int]]) -> ir.Model:
     def stays(layer: Layer) -> np.ndarray:
         return 1.0 - np.isin(np.arange(len(layer.atoms)), filters.get(layer.name, []))
 
-    graph = analyse(result, concrete_shapes(model), stays, twin=model)
+    graph = analyse(result, concrete_shapes(model), stays, twin=model, planned=True)
     removed = _sets(graph, filters)
 
     def keep(atoms: Atoms) -> np.ndarray:
@@ -73,7 +74,7 @@ def _planned(
     def stays(layer: Layer) -> np.ndarray:
         return 1.0 - np.isin(np.arange(len(layer.atoms)), filters.get(layer.name, []))
 
-    return analyse(model, shapes, stays)
+    return analyse(model, shapes, stays, planned=True)
 
 
 def filters_of(graph: ChannelGraph, sets: Atoms) -> dict[str, list[int]]:

@@ -11,13 +11,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
+from onnxcompress.lrn import sums_squares
 from onnxcompress.measure.cost import cost
 from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.runtime import session
 from onnxcompress.shapes import concrete_shapes
 from onnxcompress.training.gradients import back, graph_of, modern, record
 from onnxcompress.training.losses import scores_of
-from onnxcompress.training.parameters import sums_squares
 
 CERTAIN = 1e30
 """Preference that no class score outweighs."""

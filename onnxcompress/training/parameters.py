@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.errors import InputError
+from onnxcompress.lrn import sums_squares
 from onnxcompress.weights import weights_of
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -88,16 +89,6 @@ def trainable(model: ir.Model) -> dict[str, Multipliers]:
 
 def _is_fixed(node: ir.Node, index: int) -> bool:
     return sums_squares(node) or (node.op_type == "BatchNormalization" and index in STATISTICS)
-
-
-def sums_squares(node: ir.Node) -> bool:
-    """Whether a node is the Conv of an LRN written as convolutions: its weights are no layer's."""
-    if node.op_type != "Conv":
-        return False
-    source = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if source is not None and source.op_type == "Gather" and source.inputs[0] is not None:
-        source = source.inputs[0].producer()
-    return source is not None and source.op_type == "Mul" and source.inputs[0] is source.inputs[1]
 
 
 def current(model: ir.Model, names: list[str]) -> dict[str, np.ndarray]:

@@ -1,7 +1,49 @@
+import numpy as np
 import pytest
 
 import onnxcompress as oc
+from onnxcompress.model import simplify
+from onnxcompress.pruning.iterative import prune_in_steps
+from onnxcompress.runtime import run, session
 from tests.networks import Builder
+from tests.onnx_text import network
+from tests.oracle import outputs_with_removed_read_as_zero
+
+FORMS = {
+    "a slice at numbers of 32 bits": """
+        <int32[1] start = {2}, int32[1] end = {7}, int32[1] axis = {1}, int32[1] step = {1}>
+        { c = Conv (x, w8_3)  d = Slice (c, start, end, axis, step)  r = Relu (d)  f = Conv (r, w4_5)
+          y = Conv (f, w2_4) }""",
+    "a slice without axes": """
+        <int64[2] start = {0, 1}, int64[2] end = {9, 7}>
+        { c = Conv (x, w8_3)  d = Slice (c, start, end)  r = Relu (d)  f = Conv (r, w4_6)
+          y = Conv (f, w2_4) }""",
+    "one channel as a gate": """
+        <int64[1] axis = {1}>
+        { c = Conv (x, w8_3)  g = Gather <axis: int = 1> (c, third)  u = Unsqueeze (g, axis)
+          s = Sigmoid (u)  m = Mul (c, s)  f = Conv (m, w4_8)  y = Conv (f, w2_4) }""",
+    "a mean over part of the channels": """
+        <int64[4] parts = {0, 4, 2, 64}>
+        { c = Conv (x, w8_3)  r = Reshape (c, parts)  p = GlobalAveragePool (r)  f = Flatten (p)
+          z = MatMul (f, w4__5)  i = Conv (x, w6_3)  y = Conv (i, w2_6) }""",
+    "a maximum over part of the channels": """
+        <int64[4] parts = {0, 2, 4, 64}, int64[4] whole = {0, 4, 8, 8}>
+        { c = Conv (x, w8_3)  r = Reshape (c, parts)
+          p = MaxPool <kernel_shape: ints = [2, 1], strides: ints = [2, 1]> (r)  q = Reshape (p, whole)
+          f = Conv (q, w6_4)  y = Conv (f, w2_6) }""",
+}
+"""ONNX text; wM_C is a kernel of one element, wM__C a matrix."""
+
+
+def random_weights(text: str) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    names = {each.strip("(),") for each in text.split() if each.startswith("w") and "_" in each}
+    shapes = {each: [int(number) for number in each[1:].split("_") if number] for each in names}
+    for name, shape in shapes.items():
+        if "__" not in name:
+            shape.extend((1, 1))
+    third = {"third": np.array(2)} if "third" in text else {}
+    return {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()} | third
 
 
 @pytest.fixture
@@ -64,3 +106,70 @@ def test_weights_that_also_read_what_is_fixed_keep_their_inputs():
     result = oc.prune(b.model([b.conv(b.add("Add", both, (6, 8, 8)), 2)]), ratio=0.5)
     assert sorted(result.plan.prune) == ["conv1", "conv2"]
     assert result.plan.kept["conv0"] == "weights shared with 'conv1'"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pruning_is_exact_around(form):
+    text = FORMS[form]
+    outputs = "float[1, 5] z, float[1, 2, 8, 8] y" if "z =" in text else "float[1, 2, 8, 8] y"
+    model = network(f"g (float[1, 3, 8, 8] x) => ({outputs}) {text}", random_weights(text))
+    x = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    result = oc.prune(model, ratio=0.5)
+    assert result.plan.prune
+    expected = outputs_with_removed_read_as_zero(simplify(model), result.plan.prune, {"x": x})
+    for ours, theirs in zip(run(session(result.model), {"x": x}), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_factors_of_a_product_of_vectors_stay():
+    text = """
+        <int64[3] axes = {0, 2, 3}>
+        { c = Conv (x, w8_3)  p = GlobalAveragePool (c)  a = Squeeze (p, axes)  q = GlobalMaxPool (c)
+          b = Squeeze (q, axes)  d = MatMul (a, b)  i = Conv (x, w6_3)  o = Conv (i, w2_6)
+          y = Add (o, d) }"""
+    model = network(f"g (float[1, 3, 8, 8] x) => (float[1, 2, 8, 8] y) {text}", random_weights(text))
+    result = oc.prune(model, ratio=0.5)
+    assert len(result.plan.prune) == 1
+    assert run(session(result.model), {"x": np.ones((1, 3, 8, 8), np.float32)})[0].shape == (1, 2, 8, 8)
+
+
+def test_a_reduction_over_no_axes_changes_nothing():
+    """The oracle does not know of these."""
+    text = "{{ c = Conv (x, w8_3)  d = {} (c)  r = Relu (d)  f = Conv (r, w4_8)  y = Conv (f, w2_4) }}"
+    x = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    found = []
+    for operator in ("Identity", "ReduceSum <noop_with_empty_axes: int = 1>"):
+        graph = text.format(operator)
+        model = network(f"g (float[1, 3, 8, 8] x) => (float[1, 2, 8, 8] y) {graph}", random_weights(graph))
+        result = oc.prune(model, ratio=0.5)
+        assert len(result.plan.prune) == 2
+        found.append(run(session(result.model), {"x": x})[0])
+    np.testing.assert_array_equal(*found)
+
+
+@pytest.mark.parametrize("groups", [(4, 2), (2, 4)])
+def test_a_plan_for_grouped_convolutions_in_a_row_can_be_carried_out(groups):
+    for seed in range(40):
+        b = Builder(seed)
+        x = b.conv(b.conv("x", 16), 16, 3, groups[0])
+        y = b.conv(b.add("Relu", [x], b.shapes[x]), 16, 3, groups[1])
+        z = b.conv(b.add("Relu", [y], b.shapes[y]), 4)
+        assert oc.prune(b.model([b.conv(z, 2)]), ratio=0.3, scope="global").plan.prune
+
+
+def test_channels_before_an_lrn_that_has_lost_some_are_free_in_later_rounds():
+    b = Builder(0)
+    x = b.conv("x", 40)
+    normalized = b.add("LRN", [x], b.shapes[x], size=5)
+    model = b.model([b.conv(normalized, 2)])
+    network, removed = prune_in_steps(
+        simplify(model),
+        ratio=0.5,
+        step=0.1,
+        score=lambda network, graph: np.random.default_rng(0).random(graph.set_of.max() + 1),
+        recover=lambda pruned: pruned,
+    )
+    assert len(removed["conv0"]) == 20
+    at_once = oc.apply(model, oc.Plan(prune=removed)).model
+    x = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    np.testing.assert_allclose(*(run(session(each), {"x": x})[0] for each in (network, at_once)), atol=1e-5)

@@ -121,7 +121,9 @@ def _product_of_activations(graph: ChannelGraph, node: ir.Node) -> None:
     passing: list[Atoms] = []
     for value, axis in ((left, -1), (right, -2)):
         atoms = graph.atoms(value)
-        if atoms is not None and atoms.ndim > 1:
+        if atoms is not None:
+            if atoms.ndim == 1:
+                raise NoRuleError("multiplies a vector")
             is_summed = atoms.shape[axis] > 1
             found = graph.along(value, axis if is_summed else -3 - axis)
             (summed if is_summed else passing).extend([] if found is None else [found])

@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from onnxcompress.lrn import write_as_band
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Keep, NoRuleError
-from onnxcompress.pruning.rules.atoms import hand_on
+from onnxcompress.pruning.rules.atoms import hand_on, on_axis
 from onnxcompress.pruning.rules.nodes import (
     array_of,
     axis_of,
@@ -14,6 +14,7 @@ from onnxcompress.pruning.rules.nodes import (
     int_of,
     ints_of,
     new_constant,
+    new_node,
     opset_of,
 )
 from onnxcompress.pruning.rules.registry import rule
@@ -32,7 +33,7 @@ def per_channel(graph: ChannelGraph, node: ir.Node) -> None:
         graph.lock(graph.atoms(value), f"a parameter of {node.op_type} ('{node.name}')")
         if first is not None and node.op_type == "BatchNormalization":
             graph.parameter(constant(value), 0, first, node)
-    hand_on(graph, node, graph.atoms(node.inputs[0]))
+    hand_on(graph, node, None if first is None else on_axis(first, 1, len(graph.shape(node.outputs[0]))))
 
 
 @rule("InstanceNormalization")
@@ -94,8 +95,7 @@ def mean_reduction(graph: ChannelGraph, node: ir.Node) -> None:
             dtype = (node.outputs[0].dtype or ir.DataType.FLOAT).numpy()
             share = new_constant(node, "share", np.array(kept.mean(), dtype))
             uses = list(node.outputs[0].uses())
-            scaled = ir.node("Mul", [node.outputs[0], share], name=f"{node.name}/share")
-            scaled.outputs[0].name = f"{scaled.name}:0"
+            scaled = new_node(node, "share", "Mul", [node.outputs[0], share])
             graph_of(node).insert_after(node, scaled)
             for reader, index in uses:
                 reader.replace_input_with(index, scaled.outputs[0])
@@ -127,8 +127,9 @@ def reduction(graph: ChannelGraph, node: ir.Node) -> None:
 
 def _reduced_axes(graph: ChannelGraph, node: ir.Node) -> list[int]:
     rank = len(graph.shape(node.inputs[0]))
-    axes = ints_of(node, "axes", range(rank), 1)
-    return sorted(axis % rank for axis in (axes if len(axes) else range(rank)))
+    axes = ints_of(node, "axes", (), 1)
+    nothing = int_of(node, "noop_with_empty_axes", 0)
+    return sorted(axis % rank for axis in (axes if len(axes) or nothing else range(rank)))
 
 
 @rule("Softmax", "LogSoftmax", "Hardmax")

@@ -24,6 +24,7 @@ from onnxcompress.pruning.rules.nodes import (
     int_of,
     ints_of,
     new_constant,
+    new_node,
     opset_of,
     optional,
     set_ints,
@@ -112,7 +113,8 @@ def slice_(graph: ChannelGraph, node: ir.Node) -> None:
         hand_on(graph, node, None)
         return
     sizes = graph.shape(node.inputs[0])
-    axes = [axis % len(sizes) for axis in ints_of(node, "axes", range(len(sizes)), 3)]
+    given = ints_of(node, "axes", (), 3) or range(len(ints_of(node, "starts", (), 1)))
+    axes = [axis % len(sizes) for axis in given]
     cut = [(index, axis) for index, axis in enumerate(axes) if atoms.shape[axis] > 1]
     if not cut:
         hand_on(graph, node, atoms)
@@ -145,11 +147,8 @@ def slice_(graph: ChannelGraph, node: ir.Node) -> None:
 
 
 def _gather_before(node: ir.Node, indices: np.ndarray, axis: int) -> None:
-    name = f"{node.name}/gather"
-    gather = ir.node(
-        "Gather", [node.inputs[0], new_constant(node, "indices", indices)], {"axis": axis}, name=name
-    )
-    gather.outputs[0].name = f"{name}:0"
+    inputs = [node.inputs[0], new_constant(node, "indices", indices)]
+    gather = new_node(node, "gather", "Gather", inputs, axis=axis)
     graph_of(node).insert_before(node, gather)
     node.replace_input_with(0, gather.outputs[0])
 
@@ -177,7 +176,10 @@ def gather(graph: ChannelGraph, node: ir.Node) -> None:
 
     def follow(keep: Keep) -> None:
         if not (kept := kept_along(keep, atoms, axis)).all():
-            node.replace_input_with(1, new_constant(node, "indices", renumbered(kept, indices)))
+            left = renumbered(kept, indices.ravel())
+            node.replace_input_with(
+                1, new_constant(node, "indices", left if indices.ndim else left.reshape(()))
+            )
 
     graph.edit(follow)
 

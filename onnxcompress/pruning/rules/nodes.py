@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.model import weights_of
+from onnxcompress.names import Names
 from onnxcompress.pruning.channels import NoRuleError
 
 
@@ -33,7 +34,9 @@ def set_ints(node: ir.Node, name: str, index: int, numbers: list[int]) -> None:
     if name in node.attributes:
         node.attributes[name] = ir.AttrInt64s(name, numbers)
     else:
-        node.replace_input_with(index, new_constant(node, name, np.array(numbers, np.int64)))
+        given = optional(node, index)
+        dtype = np.dtype(np.int64) if given is None else array_of(given).dtype
+        node.replace_input_with(index, new_constant(node, name, np.array(numbers, dtype)))
 
 
 def opset_of(node: ir.Node) -> int:
@@ -70,14 +73,23 @@ def array_of(value: ir.Value | None) -> np.ndarray:
 
 def new_constant(node: ir.Node, suffix: str, array: np.ndarray) -> ir.Value:
     """A new initializer, named after a node."""
-    value = ir.val(f"{node.name}.{suffix}", const_value=ir.tensor(array, name=f"{node.name}.{suffix}"))
-    graph_of(node).initializers[str(value.name)] = value
+    graph = graph_of(node)
+    name = Names(graph).fresh(f"{node.name}.{suffix}")
+    graph.initializers[name] = value = ir.val(name, const_value=ir.tensor(array, name=name))
     return value
+
+
+def new_node(
+    node: ir.Node, suffix: str, op_type: str, inputs: Sequence[ir.Value | None], **attributes: int
+) -> ir.Node:
+    """A new node with one output, named after another and not yet in the graph."""
+    names = Names(graph_of(node))
+    added = ir.node(op_type, inputs, attributes, name=names.fresh(f"{node.name}/{suffix}"))
+    added.outputs[0].name = names.fresh(f"{added.name}:0")
+    return added
 
 
 def where(node: ir.Node, mask: np.ndarray, numbers: np.ndarray, otherwise: ir.Value) -> ir.Node:
     """A new node, not yet in the graph, that replaces some of the numbers that another computes."""
     inputs = [new_constant(node, "mask", mask), new_constant(node, "sizes", numbers), otherwise]
-    where = ir.node("Where", inputs, name=f"{node.name}/where")
-    where.outputs[0].name = f"{where.name}:0"
-    return where
+    return new_node(node, "where", "Where", inputs)

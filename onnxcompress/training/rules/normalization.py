@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcompress.lrn import BLOCK, band, blocks
+from onnxcompress.lrn import band, blocks
 from onnxcompress.training.rules.elements import real
 from onnxcompress.training.rules.layers import number
 from onnxcompress.training.rules.registry import NoGradientError, rule
@@ -27,7 +27,7 @@ def lrn(tape: Tape, node: ir.Node, inputs: Any) -> Any:
         real(node, name, default) for name, default in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))
     )
     window = band(shape[1], size, alpha)
-    s = tape.add(_neighbours(tape, tape.mul(x, x), window, size, len(shape)), bias)
+    s = tape.add(_neighbours(tape, tape.mul(x, x), window, len(shape)), bias)
     if beta == 0.75:
         root = tape.emit("Sqrt", s)
         scale = tape.mul(root, tape.emit("Sqrt", root))
@@ -36,18 +36,17 @@ def lrn(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     y = tape.div(x, scale)
 
     def pullback(g: ir.Value) -> Gradients:
-        # Read in the other direction, an even window reaches further to the other side.
-        inner = _neighbours(tape, tape.div(tape.mul(g, y), s), window.T, size + (size + 1) % 2, len(shape))
+        inner = _neighbours(tape, tape.div(tape.mul(g, y), s), window.T, len(shape))
         return [tape.sub(tape.div(g, scale), tape.mul(tape.mul(x, inner), 2 * beta))]
 
     return y, pullback
 
 
-def _neighbours(tape: Tape, value: ir.Value, matrix: NDArray[np.float64], size: int, rank: int) -> ir.Value:
+def _neighbours(tape: Tape, value: ir.Value, matrix: NDArray[np.float64], rank: int) -> ir.Value:
     """The matrix, a band, times the channels."""
-    weights, read = blocks(matrix, size)
+    weights, read = blocks(matrix)
     point = (1,) * (rank - 2)
-    if len(weights) == BLOCK:
+    if weights.size >= matrix.size:
         return tape.emit("Conv", value, tape.constant(matrix.reshape(*matrix.shape, *point)))
     value = tape.emit("Gather", value, tape.ints(read), axis=1)
     value = tape.emit(
