@@ -161,14 +161,21 @@ def choose_filters(
         round_to=rule.round_to,
         skip=tuple(rule.skip),
     )
-    shortfall = ""
-    if rule.scope == "global" and rule.round_to == 1 and missing:
-        wanted = len(chosen) + missing
-        shortfall = f"{len(chosen)} of {wanted} channels could go: one of every group stays"
     names = [layer.name for layer in graph.layers]
     return FilterChoice(
-        filters_of(graph, chosen), reasons_to_keep(graph, rule.skip), names, graph.unknown, shortfall
+        filters_of(graph, chosen),
+        reasons_to_keep(graph, rule.skip),
+        names,
+        graph.unknown,
+        shortfall_of(rule, missing),
     )
+
+
+def shortfall_of(rule: FilterRule, missing: int) -> str:
+    """What is said of channels that were to go, too, but are the last of their group; empty where none is."""
+    if not missing or rule.scope != "global" or rule.round_to != 1:
+        return ""
+    return f"{missing} channels more were to go: one of every group stays"
 
 
 def _scores(

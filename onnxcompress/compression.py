@@ -22,6 +22,7 @@ from onnxcompress.choosing import (
     choose_filters,
     choose_ranks,
     reasons_to_keep,
+    shortfall_of,
 )
 from onnxcompress.errors import InputError
 from onnxcompress.layers import factor_layers
@@ -270,7 +271,9 @@ def _pruned_in_rounds(
 ) -> Compressed:
     if rule.criterion not in ("", TAYLOR) or data is None or parts is None:
         raise InputError(f"pruning in rounds goes by {TAYLOR} importance and needs data to train on")
-    pruned, filters = prune_and_train(
+    graph = analyse(network, concrete_shapes(network))
+    check_skip(rule.skip, [layer.name for layer in graph.layers])
+    pruned, filters, missing = prune_and_train(
         network,
         parts.fit.data,
         ratio=rule.ratio,
@@ -291,9 +294,9 @@ def _pruned_in_rounds(
     if filters:
         stages.append(Stage("pruned", pruned, cost(pruned)))
         rounds = {"pruned": f"{finetune_steps} steps after each round"}
-    kept = reasons_to_keep(analyse(network, concrete_shapes(network)), rule.skip)
-    plan = Plan(filters, kept=kept, trained=rounds)
-    return Compressed(tuple(stages), plan, fitted=measured(original, pruned, parts))
+    plan = Plan(filters, kept=reasons_to_keep(graph, rule.skip), trained=rounds)
+    fitted = measured(original, pruned, parts)
+    return Compressed(tuple(stages), plan, graph.unknown, shortfall_of(rule, missing), fitted)
 
 
 def _by_the_paper(

@@ -60,6 +60,18 @@ def sums_squares(node: ir.Node) -> bool:
     return source is not None and source.op_type == "Mul" and source.inputs[0] is source.inputs[1]
 
 
+def is_band(node: ir.Node) -> bool:
+    """Whether it is one whose weights are dense: a 1×1 convolution with one number in all of its band."""
+    if not sums_squares(node) or len(node.inputs) != 3:
+        return False
+    weights, bias = weights_of(node.inputs[1]), weights_of(node.inputs[2])
+    if weights is None or bias is None or weights.shape[:2] != (len(bias),) * 2:
+        return False
+    return weights.size == len(bias) ** 2 and len(np.unique(weights[weights != 0])) <= 1 == len(
+        np.unique(bias)
+    )
+
+
 def rewrite_lrn(model: ir.Model, names: Sequence[str]) -> ir.Model:
     """Return the network with these LRN nodes written as bands, and all bands cut into groups.
 
@@ -71,7 +83,7 @@ def rewrite_lrn(model: ir.Model, names: Sequence[str]) -> ir.Model:
         if node.op_type == "LRN" and node.name in names and shape is not None and isinstance(shape[1], int):
             write_as_band(node, np.ones(shape[1], bool))
     for node in list(result.graph):
-        if sums_squares(node):
+        if is_band(node):
             _cut_into_groups(node)
     return refresh(result)
 
@@ -129,13 +141,9 @@ def _cut_into_groups(node: ir.Node) -> None:
     """Write a 1×1 convolution with a band of weights as one of groups, where these are fewer weights."""
     graph, y = node.graph, node.outputs[0]
     assert graph is not None
-    dense, bias = weights_of(node.inputs[1]), weights_of(node.inputs[2] if len(node.inputs) == 3 else None)
-    if dense is None or bias is None or y.is_graph_output() or "group" in node.attributes:
-        return
-    if dense.shape != (len(dense),) * 2 + (1,) * (dense.ndim - 2):
-        return
+    dense, bias = np.asarray(weights_of(node.inputs[1])), np.asarray(weights_of(node.inputs[2]))
     weights, read = blocks(dense.reshape(len(dense), -1))
-    if weights.size >= dense.size:
+    if weights.size >= dense.size or y.is_graph_output():
         return
     names = Names(graph)
 

@@ -109,7 +109,7 @@ ARMS: dict[str, Callable[[Run, str], Outcome]] = {
 def _pruned(run: Run, share: float) -> tuple[ir.Model, dict[str, int]]:
     """The network without a share of its filters, after half of the training."""
     settings = run.settings
-    model, filters = prune_and_train(
+    model, filters, _ = prune_and_train(
         simplify(run.task.model),
         run.task.train,
         ratio=share,

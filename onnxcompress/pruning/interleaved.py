@@ -73,7 +73,7 @@ def prune_and_train(
     recipe: Recipe | None = None,
     preprocessing: prep.Preprocessing | None = None,
     progress: Steps | None = None,
-) -> tuple[ir.Model, dict[str, list[int]]]:
+) -> tuple[ir.Model, dict[str, list[int]], int]:
     """Score by Taylor expansion, remove some filters, train; until enough are gone.
 
     Args:

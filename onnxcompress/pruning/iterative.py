@@ -29,7 +29,7 @@ def prune_in_steps(
     round_to: int = 1,
     skip: tuple[str, ...] = (),
     progress: Steps | None = None,
-) -> tuple[ir.Model, dict[str, list[int]]]:
+) -> tuple[ir.Model, dict[str, list[int]], int]:
     """Remove filters in several rounds: score, remove, recover.
 
     Args:
@@ -45,19 +45,19 @@ def prune_in_steps(
 
     Returns:
         (the network after the last recovery; the filters that were removed, by layer, with the numbers that
-        they had in the beginning)
+        they had in the beginning; how many channels more were to go in the end, but the last of their group)
     """
     rounds = max(1, int(np.ceil(ratio / step - 1e-9)))
     left: dict[str, NDArray[np.int64]] = {}
     removed: dict[str, list[int]] = {}
-    available = 0
+    available = missing = 0
     for number in range(1, rounds + 1):
         gone = sum(map(len, removed.values()))
         graph = analyse(network, concrete_shapes(network))
         if number == 1:
             left = {layer.name: np.arange(len(layer.atoms)) for layer in graph.layers}
             available = _available(graph, skip)
-        chosen, _ = select(
+        chosen, missing = select(
             network,
             graph,
             ratio=min(1.0, max(0.0, (ratio * number / rounds * available - gone) / (available - gone))),
@@ -69,16 +69,14 @@ def prune_in_steps(
         filters = filters_of(graph, chosen)
         if filters:
             network = recover(remove_filters(network, filters))
-        # An LRN that was cut is a Conv now, which a plan for the first network does not know.
         for name, indices in filters.items():
-            if name not in left:
-                continue
             removed.setdefault(name, []).extend(left[name][indices].tolist())
             left[name] = np.delete(left[name], indices)
         if progress is not None:
             progress(number, rounds)
     # Bands stay dense until now: cut into groups, they tie channels.
-    return rewrite_lrn(network, []), {name: sorted(indices) for name, indices in removed.items()}
+    network = rewrite_lrn(network, [])
+    return network, {name: sorted(indices) for name, indices in removed.items()}, missing
 
 
 def _available(graph: ChannelGraph, skip: tuple[str, ...]) -> int:

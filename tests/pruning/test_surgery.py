@@ -162,7 +162,7 @@ def test_channels_before_an_lrn_that_has_lost_some_are_free_in_later_rounds():
     x = b.conv("x", 40)
     normalized = b.add("LRN", [x], b.shapes[x], size=5)
     model = b.model([b.conv(normalized, 2)])
-    network, removed = prune_in_steps(
+    network, removed, missing = prune_in_steps(
         simplify(model),
         ratio=0.5,
         step=0.1,
@@ -170,6 +170,7 @@ def test_channels_before_an_lrn_that_has_lost_some_are_free_in_later_rounds():
         recover=lambda pruned: pruned,
     )
     assert len(removed["conv0"]) == 20
+    assert missing == 0
     at_once = oc.apply(model, oc.Plan(prune=removed)).model
     x = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
     np.testing.assert_allclose(*(run(session(each), {"x": x})[0] for each in (network, at_once)), atol=1e-5)

@@ -83,7 +83,7 @@ def test_a_label_beyond_the_classes():
 
 def test_rounds_remove_what_one_application_of_their_filters_removes(trained):
     model = simplify(trained)
-    pruned, filters = prune_in_steps(
+    pruned, filters, _ = prune_in_steps(
         model,
         ratio=0.5,
         step=0.2,
@@ -115,7 +115,7 @@ def test_training_in_between_keeps_the_accuracy(trained):
     model, test = simplify(trained), samples(200, seed=9)
     recipe = Recipe(rate=0.02, batch=16)
     options = {"ratio": 0.6, "step": 0.2, "scope": "layer", "steps": 24, "limit": 64, "recipe": recipe}
-    pruned, filters = prune_and_train(model, samples(128), labels=True, **options)
+    pruned, filters, _ = prune_and_train(model, samples(128), labels=True, **options)
     at_once = remove_filters(model, filters)
     assert oc.cost(pruned).macs == oc.cost(at_once).macs
     assert oc.evaluate(pruned, test).top1 > 0.95

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.lrn import is_band
 from onnxcompress.model import weights_of
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Layer, NoRuleError
 from onnxcompress.pruning.rules.atoms import hand_on, on_axis
@@ -27,6 +28,9 @@ def convolution(graph: ChannelGraph, node: ir.Node) -> None:
     if groups > 1 and into == groups:
         _depthwise(graph, node, atoms, out // groups, weight)
         return
+    if is_band(node):
+        _band(graph, node, atoms)
+        return
     filters = graph.start(out)
     by_group = [each.reshape(groups, -1) for each in (atoms, filters) if each is not None]
     if groups > 1:
@@ -38,6 +42,15 @@ def convolution(graph: ChannelGraph, node: ir.Node) -> None:
         graph.parameter(weight, 0 if transposed else 1, atoms if transposed else by_group[0], node)
     graph.parameter(weight, 1 if transposed else 0, by_group[-1] if transposed else filters, node)
     _start_layer(graph, node, filters, 1, optional(node, 2))
+
+
+def _band(graph: ChannelGraph, node: ir.Node, atoms: Atoms | None) -> None:
+    """Of an LRN: what it sums for a channel goes with the channel."""
+    if atoms is not None:
+        for value, axes in zip(node.inputs[1:], ((0, 1), (0,)), strict=True):
+            for axis in axes:
+                graph.parameter(constant(value), axis, atoms, node)
+    hand_on(graph, node, graph.atoms(node.inputs[0]))
 
 
 def _depthwise(
