@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcompress.lrn import sums_squares
 from onnxcompress.model import weights_of
 from onnxcompress.plan import Ranks
 
@@ -124,6 +125,8 @@ class FactorLayer:
         stored = weights_of(value)
         if stored is None:
             return None
+        if stored.size > 1 and stored.size != stored.shape[-1]:  # of a Gemm: another one for every row
+            return None
         return np.broadcast_to(np.asarray(stored, np.float64).ravel(), self.shape[:1]).copy()
 
 
@@ -188,6 +191,8 @@ def _examine(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> FactorLayer |
     kind = "gemm" if not convolution else "1x1" if kernel and math.prod(kernel) == 1 else "kxk"
     if convolution and 1 not in constants:
         return FactorLayer(node, kind, "its weights are computed in the graph")
+    if sums_squares(node):
+        return FactorLayer(node, kind, "it sums squares, as in a normalization")
     if not constants:
         return None
     constant = constants[0]

@@ -107,16 +107,17 @@ def write_as_band(node: ir.Node, kept: NDArray[np.bool_]) -> None:
     )
     dtype = (x.dtype or ir.DataType.FLOAT).numpy()
     nodes: list[ir.Node] = []
+    names = Names(graph)
 
     def constant(suffix: str, array: NDArray) -> ir.Value:
-        name = f"{node.name}.{suffix}"
+        name = names.fresh(f"{node.name}.{suffix}")
         value = ir.val(name, const_value=ir.tensor(array, name=name))
         graph.initializers[name] = value
         return value
 
     def add(op_type: str, suffix: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         nodes.append(ir.node(op_type, inputs, attributes, name=f"{node.name}/{suffix}"))
-        nodes[-1].outputs[0].name = f"{y.name}/{suffix}"
+        nodes[-1].outputs[0].name = names.fresh(f"{y.name}/{suffix}")
         return nodes[-1].outputs[0]
 
     matrix = band(len(kept), size, alpha)[kept][:, kept]

@@ -39,7 +39,7 @@ def among(layers: Iterable[str], model: ir.Model) -> list[str]:
     """
     known = {str(node.name) for node in model.graph}
     families = [set(family) for family in _families(model)]
-    found = []
+    found: list[str] = []
     for layer in layers:
         names = members(layer)
         if layer in known or not set(names) <= known:
@@ -49,6 +49,8 @@ def among(layers: Iterable[str], model: ir.Model) -> list[str]:
                 f"decompose: {layer}: these are not different 1×1 convolutions of the same input, "
                 "with the same stride and pads"
             )
+        if taken := set(names) & {name for other in found for name in members(other)}:
+            raise InputError(f"decompose: {min(taken)} is factored with others twice")
         found.append(layer)
     return found
 
@@ -120,7 +122,7 @@ def _families(model: ir.Model) -> list[list[str]]:
     """Names of the nodes that are siblings of each other."""
     found: dict[object, list[str]] = {}
     for node in model.graph:
-        if (key := _likeness(node)) is not None:
+        if SEPARATOR not in str(node.name) and (key := _likeness(node)) is not None:
             found.setdefault(key, []).append(str(node.name))
     return [names for names in found.values() if len(names) > 1]
 

@@ -172,6 +172,13 @@ def fed(samples: Samples, runnable: Runnable) -> Iterator[tuple[NDArray[np.int64
         yield places, {name: np.ascontiguousarray(array[rows]) for name, array in samples.arrays.items()}
 
 
+def own(value: np.ndarray, places: NDArray[np.int64], rows: int) -> np.ndarray:
+    """Of a value computed from a batch of so many rows, what belongs to its samples, not to the filling."""
+    if len(places) == rows or not value.ndim or len(value) % rows:
+        return value
+    return value[: len(value) // rows * len(places)]
+
+
 def _named_arrays(path: Path, names: set[str]) -> dict[str, np.ndarray] | None:
     """The arrays of an .npz file that has one of each name; None when it is nothing of the kind."""
     if path.suffix.lower() != ".npz" or not path.is_file():
@@ -194,7 +201,10 @@ def _gathered(source: Iterable[Feeds], names: set[str]) -> dict[str, np.ndarray]
             )
     if not feeds:
         raise InputError("the calibration data holds no feeds")
-    return {name: np.concatenate([np.asarray(each[name]) for each in feeds]) for name in names}
+    try:
+        return {name: np.concatenate([np.asarray(each[name]) for each in feeds]) for name in names}
+    except ValueError as error:
+        raise InputError(f"the feeds do not go together: {error}") from None
 
 
 def _on_disk(read: Reader, count: int, views: int, progress: Steps | None) -> np.ndarray:

@@ -33,6 +33,7 @@ class Stages:
     Attributes:
         layers: of each stage, in the order of the network.
         batches: places of their samples.
+        rows: of each, with what fills it up.
     """
 
     def __init__(self, model: ir.Model, layers: Sequence[FactorLayer], samples: Samples) -> None:
@@ -45,13 +46,19 @@ class Stages:
         self.stage_of = {
             value: math.ceil(level * stages / max(deepest, 1)) for value, level in levels.items()
         }
+        self._last_use: dict[ir.Value, int] = {}
+        for node in model.graph:
+            stage = max((self.stage_of[value] for value in node.outputs), default=0)
+            for value in _read(node):
+                self._last_use[value] = max(stage, self._last_use.get(value, 0))
         self.layers: list[list[FactorLayer]] = [[] for _ in range(stages)]
         for layer in layers:
             self.layers[self.stage_of[layer.node.outputs[0]] - 1].append(layer)
         self._sizes = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
         self._folder = tempfile.TemporaryDirectory(prefix="onnxcompress-")
         self._whole = session(model)
-        self.batches = [places for places, _ in fed(samples, self._whole)]
+        read = [(places, len(next(iter(feeds.values())))) for places, feeds in fed(samples, self._whole)]
+        self.batches, self.rows = [places for places, _ in read], [rows for _, rows in read]
         self._known = [str(value.name) for value in model.graph.inputs]
         self._kept: int | None = None
 
@@ -116,11 +123,7 @@ class Stages:
         return [
             str(value.name)
             for value, found in self.stage_of.items()
-            if found <= stage
-            and (
-                any(self.stage_of[o] > stage for node, _ in value.uses() for o in node.outputs)
-                or value.is_graph_output()
-            )
+            if found <= stage and (self._last_use.get(value, 0) > stage or value.is_graph_output())
         ]
 
 
@@ -133,6 +136,15 @@ def _levels(model: ir.Model, layers: set[ir.Node]) -> dict[ir.Value, int]:
     """The level of every value that is computed from the network's inputs, and of these (0)."""
     levels = dict.fromkeys(model.graph.inputs, 0)
     for node in model.graph:
-        level = max((levels.get(value, 0) for value in node.inputs if value is not None), default=0)
+        level = max((levels.get(value, 0) for value in _read(node)), default=0)
         levels |= dict.fromkeys(node.outputs, level + (node in layers))
     return levels
+
+
+def _read(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads, the branches of an If and the bodies of loops included."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            for inner in attribute.as_graph():
+                yield from _read(inner)

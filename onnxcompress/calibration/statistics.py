@@ -4,14 +4,13 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.calibration.patches import obstacle, patches, per_sample
-from onnxcompress.calibration.samples import Samples, fed
+from onnxcompress.calibration.samples import Samples, fed, own
 from onnxcompress.errors import InputError
 from onnxcompress.layers import FactorLayer
 from onnxcompress.lrn import lrn_nodes, rewrite_lrn
@@ -98,6 +97,7 @@ def statistics(
         values = dict(zip(read, run(runnable, feeds), strict=True))
         for number, layer in enumerate(wanted):
             x = values[str(layer.node.inputs[0].name)]  # type: ignore[union-attr]
+            x = own(x, places, len(next(iter(feeds.values()))))
             found[layer.name].add(
                 patches(layer, x, per_sample(layer, len(samples)), (number, int(places[0])))
             )
@@ -134,7 +134,9 @@ def kept_statistics(
                     )
                     for index, name in enumerate(file["layers"])
                 }
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+        except InputError:
+            raise
+        except Exception as error:  # a damaged file may raise about anything
             raise InputError(f"{path}: not a file of statistics: {error}") from None
     found = statistics(model, layers, samples, progress)
     arrays: dict[str, np.ndarray] = {"key": np.array(key), "layers": np.array(list(found))}
@@ -155,8 +157,9 @@ def _key(model: ir.Model, samples: Samples) -> str:
     """Tells networks and data apart by their content."""
     digest = hashlib.sha256()
     for node in model.graph:
-        digest.update(f"{node.op_type} {node.name}".encode())
+        digest.update(f"{node.op_type} {node.name} {sorted(map(str, node.attributes.values()))}".encode())
         for value in node.inputs:
+            digest.update(f" {value.name if value is not None else ''}".encode())
             if (array := weights_of(value)) is not None:
                 digest.update(np.ascontiguousarray(array).tobytes())
     for name, array in samples.arrays.items():

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.calibration.samples import Samples, fed
-from onnxcompress.measure.damage import damage
+from onnxcompress.measure.damage import Damage
 from onnxcompress.runtime import run, session
 
 
@@ -31,15 +31,13 @@ class Closeness:
 def closeness(original: ir.Model, network: ir.Model, samples: Samples) -> Closeness:
     """Run both networks over the samples."""
     first, second = session(original), session(network)
-    damages, same = [], []
+    damage, same = Damage(), []
     for places, feeds in fed(samples, first):
         a, b = (
             [y[: len(places)] if y.ndim else y for y in run(runnable, feeds)] for runnable in (first, second)
         )
-        damages.append(damage(a, b))
+        damage.add(a, b)
         scores = a[0].reshape(len(a[0]), -1) if a[0].ndim else np.zeros((0, 0))
         if a[0].ndim >= 2 and scores.shape[1] == a[0].shape[1] > 1:
             same.append(scores.argmax(axis=1) == b[0].reshape(scores.shape).argmax(axis=1))
-    return Closeness(
-        float(np.concatenate(damages).mean()), float(np.concatenate(same).mean()) if same else None
-    )
+    return Closeness(float(damage.of_samples().mean()), float(np.concatenate(same).mean()) if same else None)

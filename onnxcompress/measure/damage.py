@@ -7,23 +7,58 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+CONSTANT = 1e-12
+"""Variance, relative to the mean square, below which outputs count as the same for all samples."""
 
-def damage(original: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> Array:
-    """Damage of each sample, shape (n,): 0 for the same outputs.
+
+class Damage:
+    """What is lost of a network's outputs, gathered batch by batch.
 
     For class scores, (n, classes) besides dimensions of 1, the Kullback–Leibler divergence from the
-    original's probabilities to the network's, in nats; for others the squared difference over the original's
-    variance in the batch. Mean over the outputs.
+    original's probabilities to the network's, in nats; for others the squared difference over the variance of
+    all that the original gave (its mean square, where that is constant).
     """
-    return np.mean([_of_output(a, b) for a, b in zip(original, outputs, strict=True) if a.ndim], axis=0)
+
+    def __init__(self) -> None:
+        self._errors: list[list[Array]] = []
+        self._sums: list[Array] = []
+
+    def add(self, original: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
+        """The outputs of both networks for a batch."""
+        pairs = [(np.atleast_1d(a), np.atleast_1d(b)) for a, b in zip(original, outputs, strict=True)]
+        if not self._sums:
+            self._sums = [np.zeros(3) for _ in pairs]
+        errors = []
+        for (a, b), sums in zip(pairs, self._sums, strict=True):
+            p, q = (np.asarray(each, np.float64).reshape(len(each), -1) for each in (a, b))
+            if a.ndim >= 2 and a.shape[1] == p.shape[1] > 1:
+                p, q = _log_probabilities(p), _log_probabilities(q)
+                errors.append(np.sum(np.exp(p) * (p - q), axis=1))
+            else:
+                sums += p.size, p.sum(), np.sum(p**2)
+                errors.append(np.mean((p - q) ** 2, axis=1))
+        self._errors.append(errors)
+
+    def of_samples(self) -> Array:
+        """Of each sample, (n,): 0 for the same outputs. The mean over the outputs.
+
+        Outputs that do not have as many rows as the first count alike for all samples of a batch.
+        """
+        scales = [_spread(*sums) for sums in self._sums]
+        found = []
+        for errors in self._errors:
+            count = len(errors[0])
+            each = [e / scale for e, scale in zip(errors, scales, strict=True)]
+            found.append(np.mean([e if len(e) == count else np.full(count, e.mean()) for e in each], axis=0))
+        return np.concatenate(found)
 
 
-def _of_output(original: np.ndarray, output: np.ndarray) -> Array:
-    p, q = (np.asarray(each, np.float64).reshape(len(each), -1) for each in (original, output))
-    if original.ndim >= 2 and original.shape[1] == p.shape[1] > 1:
-        p, q = _log_probabilities(p), _log_probabilities(q)
-        return np.sum(np.exp(p) * (p - q), axis=1)
-    return np.mean((p - q) ** 2, axis=1) / max(p.var(), np.finfo(np.float64).tiny)
+def _spread(count: float, total: float, squares: float) -> float:
+    """The variance of so many numbers with this sum and this sum of squares; 1 of none."""
+    if not squares:
+        return 1.0
+    variance = squares / count - (total / count) ** 2
+    return variance if variance > CONSTANT * squares / count else squares / count
 
 
 def _log_probabilities(scores: Array) -> Array:

@@ -20,7 +20,7 @@ from onnxcompress.measure.cost import cost
 from onnxcompress.plan import Plan, Ranks
 from onnxcompress.planning.budget import Decision, Problem, decide, expected_damage
 from onnxcompress.planning.choices import Options, choices, possible
-from onnxcompress.planning.survey import Change, Survey, changed, factored, measured_damage
+from onnxcompress.planning.survey import Change, Survey, changed, factored, halved, measured_damage
 from onnxcompress.progress import Progress, steps_of
 from onnxcompress.pruning.elimination import readers, repaired
 from onnxcompress.pruning.selection import is_convolutional, skipped
@@ -238,16 +238,21 @@ class Planner:
         return found
 
     def _sensitivity(self, options: Mapping[str, Options]) -> dict[str, float]:
-        """Damage for each unit of variance that a layer's response loses when half its cost goes."""
+        """Damage for each unit of variance that a layer's response loses.
+
+        It is measured where half the layer's cost goes, or half of each weight where none can.
+        """
         cases: dict[str, list[Change]] = {}
         lost: dict[str, float] = {}
         number: dict[str, int] = {}
         for layer in self.survey.layers:
             if (name := layer.name) in options:
                 number[name] = self._half(layer, options[name])
-                least = Ranks(1, 1, layer.kind == "kxk")
-                ranks = options[name][number[name] - 1][0] if number[name] else least
-                change, lost[name] = factored(layer, self.survey.moments[name], ranks)
+                moments = self.survey.moments[name]
+                if number[name]:
+                    change, lost[name] = factored(layer, moments, options[name][number[name] - 1][0])
+                else:
+                    change, lost[name] = halved(layer, moments)
                 cases[name] = [change]
         damage = measured_damage(self.survey, cases, steps_of(self.progress, "measuring sensitivities"))
         for name in cases:

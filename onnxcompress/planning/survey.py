@@ -9,13 +9,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.calibration.patches import fitted_layers
-from onnxcompress.calibration.samples import Parts
+from onnxcompress.calibration.samples import Parts, own
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.calibration.statistics import Moments, statistics
 from onnxcompress.data import spread
-from onnxcompress.factoring.fitted import fit_factors, regular
+from onnxcompress.factoring.fitted import fit_factors, regular, response_error
 from onnxcompress.layers import FactorLayer, factor_layers, set_weights
-from onnxcompress.measure.damage import damage
+from onnxcompress.measure.damage import Damage
 from onnxcompress.plan import Ranks
 from onnxcompress.progress import Steps
 from onnxcompress.pruning.analysis import analyse
@@ -24,6 +24,9 @@ from onnxcompress.shapes import concrete_shapes
 from onnxcompress.siblings import joined, members
 
 Name = TypeVar("Name", bound=Hashable)
+
+HOPELESS = 1e6
+"""Damage of outputs that are no numbers any more."""
 
 PROBES = 48
 """Samples that damage to the output is measured on, spread over those kept for choosing."""
@@ -98,6 +101,16 @@ def factored(layer: FactorLayer, moments: Moments, ranks: Ranks) -> tuple[Change
     return changed(layer, moments, np.stack(weights)), lost
 
 
+def halved(layer: FactorLayer, moments: Moments) -> tuple[Change, float]:
+    """A layer with weights half as large and an exact bias, and the variance that it loses."""
+    half = layer.weight.reshape(layer.groups, layer.sides[0], -1) / 2
+    lost = sum(
+        response_error(each, 0 * each, covariance)
+        for each, covariance in zip(half, moments.covariance, strict=True)
+    )
+    return changed(layer, moments, half), lost
+
+
 def changed(layer: FactorLayer, moments: Moments, weights: NDArray[np.float64]) -> Change:
     """A layer with other weights, (groups, M / groups, d), and the bias that keeps its mean response."""
     given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
@@ -134,18 +147,27 @@ def measured_damage(
         for _ in stages.before(stage, []):
             pass
         if not original:
-            original = [[values[name] for name in outputs] for values in stages.rest(outputs)]
+            original = _outputs(stages, outputs)
         for name in cases:
             given = [Change(c.layer, c.layer.weight, c.layer.bias) for c in changes[name]]
             for change in changes[name]:
                 set_weights(change.layer, change.weight, change.bias)
             try:
-                runs = [[values[each] for each in outputs] for values in stages.rest(outputs)]
+                runs = _outputs(stages, outputs)
             finally:
                 for change in given:
                     set_weights(change.layer, change.weight, change.bias)
-            each = [damage(a, b) for a, b in zip(original, runs, strict=True)]
-            found[name] = float(np.concatenate(each).mean())
+            damage = Damage()
+            for a, b in zip(original, runs, strict=True):
+                damage.add(a, b)
+            mean = float(damage.of_samples().mean())
+            found[name] = mean if np.isfinite(mean) else HOPELESS
             if progress is not None:
                 progress(len(found), len(changes))
     return found
+
+
+def _outputs(stages: Stages, names: Sequence[str]) -> list[list[np.ndarray]]:
+    """Batch by batch, what the network gives for the samples."""
+    batches = zip(stages.rest(names), stages.batches, stages.rows, strict=True)
+    return [[own(values[name], places, rows) for name in names] for values, places, rows in batches]

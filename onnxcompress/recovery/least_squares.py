@@ -16,9 +16,10 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxcompress.calibration.patches import fitted_layers, patches, per_sample
-from onnxcompress.calibration.samples import Samples
+from onnxcompress.calibration.samples import Samples, own
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.data import spread
+from onnxcompress.errors import InputError
 from onnxcompress.factoring.fitted import Factors, fit_factors
 from onnxcompress.layers import FactorLayer, factor_layers, set_weights
 from onnxcompress.plan import Ranks
@@ -153,18 +154,19 @@ def _observed(
     )
     seen = 0
     for batch, (mine, given) in enumerate(runs):
-        images = len(ours.batches[batch])
+        places, rows = ours.batches[batch], ours.rows[batch]
         for layer in members:
             old = before[layer.name]
             count, seed = per_sample(old, len(ours.samples)), (number[layer.name], batch)
-            x = patches(layer, mine[_input(layer)], count, seed)
+            x = patches(layer, own(mine[_input(layer)], places, rows), count, seed)
             weight = old.weight.reshape(old.groups, old.sides[0], -1)
-            y = patches(old, given[_input(old)], count, seed) @ weight.swapaxes(1, 2).astype(np.float32)
+            read = own(given[_input(old)], places, rows)
+            y = patches(old, read, count, seed) @ weight.swapaxes(1, 2).astype(np.float32)
             if (bias := old.bias) is not None:
                 y += bias.reshape(old.groups, 1, -1).astype(np.float32)
             found[layer.name].append((x, _kept(y, gone.get(old.node), layer.groups)))
-            count_fitted[layer.name] += x.shape[1] * min(max(fitted - seen, 0), images) // images
-        seen += images
+            count_fitted[layer.name] += x.shape[1] * min(max(fitted - seen, 0), len(places)) // len(places)
+        seen += len(places)
     observed = {}
     for layer in members:
         x, y = zip(*found.pop(layer.name), strict=True)
@@ -184,7 +186,8 @@ def _kept(y: NDArray, gone: NDArray[np.bool_] | None, groups: int) -> NDArray:
 
 def _fit_layer(layer: FactorLayer, seen: Observed, ranks: Ranks | None) -> Fit:
     given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
-    relu = [node.op_type for node, _ in layer.node.outputs[0].uses()] == ["Relu"]
+    output = layer.node.outputs[0]
+    relu = [node.op_type for node, _ in output.uses()] == ["Relu"] and not output.is_graph_output()
     weights, biases, factors = [], [], []
     for x, y, w in zip(seen.x, seen.y, given, strict=True):
         product, bias, chain = fit_group(
@@ -230,6 +233,8 @@ def fit_group(
     x -= x_mean.astype(np.float32)
     ours, theirs = x[:fitted], x[fitted:]
     g, g_held = _product(ours, ours), _product(theirs, theirs)
+    if not (np.isfinite(g).all() and np.isfinite(g_held).all() and np.isfinite(y).all()):
+        raise InputError("the network computes NaN or infinite values on the calibration data")
     response = x @ given.T.astype(np.float32)
     solvers = _solvers(g)
     target, factors = y, None
