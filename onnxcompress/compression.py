@@ -41,6 +41,7 @@ from onnxcompress.recovery.training import Training
 from onnxcompress.results import Compressed, Point, Stage
 from onnxcompress.shapes import concrete_shapes
 from onnxcompress.siblings import siblings
+from onnxcompress.training.finetuning import check_trainable
 from onnxcompress.training.trainer import Recipe
 
 one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
@@ -182,6 +183,8 @@ def compress(
     budgeted = bool(target) or keep_accuracy is not None
     if training is not None and data is None:
         raise InputError("training needs calibration data: give some with --data")
+    if training is not None:
+        check_trainable(simplify(load(model)), training.epochs, training.recipe)
     if method not in ("", "joint", "paper"):
         raise InputError(f"method: '{method}' is not one of joint, paper")
     if method and budgeted != (method == "joint"):

@@ -160,13 +160,17 @@ def check_output(path: str | Path, *inputs: str | Path) -> None:
     """See that a file can be written, before any work is done.
 
     Raises:
-        InputError: when its folder does not exist or it is one of the inputs.
+        InputError: when its folder does not exist or takes no files, or it is one of the inputs.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of a file in it")
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
     for source in inputs:
         if path.resolve() == Path(source).resolve():
             raise InputError(f"{path}: the output would overwrite the input; give another name with -o")

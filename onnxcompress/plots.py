@@ -81,8 +81,8 @@ def new_figure(width: float, height: float) -> tuple[Any, Any]:
 
 
 def finish(figure: Any, path: str | Path) -> None:
-    """Write a figure as PNG."""
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    """Write a figure as PNG, whatever the name of the file."""
+    figure.savefig(path, format="png", dpi=130, metadata={"Software": None})
 
 
 def _label(layer: dict[str, Any]) -> str:

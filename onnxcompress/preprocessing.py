@@ -139,7 +139,7 @@ def prepare(image: Image.Image, p: Preprocessing, height: int, width: int, view:
     pixels = pixels.reshape(image.height, image.width, CHANNELS[p.channel_order])
     if p.resize is not None:
         pixels = _warp(pixels, *p.resize)
-    taken = round(height / view.zoom), round(width / view.zoom)
+    taken = max(1, round(height / view.zoom)), max(1, round(width / view.zoom))
     room = pixels.shape[0] - taken[0], pixels.shape[1] - taken[1]
     if min(room) < 0:
         raise InputError(

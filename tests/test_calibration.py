@@ -109,9 +109,18 @@ def test_statistics_are_kept_and_belong_to_one_network(tmp_path):
     other = chain(seed=3)
     with pytest.raises(InputError, match="another network"):
         kept_statistics(path, other, factor_layers(other, concrete_shapes(other)), samples())
-    path.write_bytes(b"PK\x03\x04 damaged")
-    with pytest.raises(InputError, match="not a file of statistics"):
-        kept_statistics(path, model, layers, samples())
+    changed = chain()
+    changed.graph[0].attributes["pads"] = ir.AttrInt64s("pads", [2, 2, 0, 0])
+    with pytest.raises(InputError, match="another network"):
+        kept_statistics(path, changed, factor_layers(changed, concrete_shapes(changed)), samples())
+    more = samples()
+    more.arrays["x"][1] += 1
+    with pytest.raises(InputError, match="other data"):
+        kept_statistics(path, model, layers, more)
+    for damaged in (b"PK\x03\x04 damaged", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="not a file of statistics"):
+            kept_statistics(path, model, layers, samples())
 
 
 def test_parts_share_no_sample_and_are_spread_over_the_data():

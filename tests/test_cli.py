@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 import onnxcompress as oc
+from onnxcompress.cli.terminal import show
 from tests.networks import Builder
 
 COMMANDS = [
@@ -135,6 +136,9 @@ def with_weights(path: str, change) -> None:
         (["prune", "model.onnx", "-o", "out.onnx", "--round-to", "0"], "not at least 1"),
         (["prune", "model.onnx", "-o", "out.onnx", "--skip", "nope*"], "no layer matches"),
         (["prune", "model.onnx", "-o", "model.onnx"], "overwrite the input"),
+        (["prune", "model.onnx", "-o", "labels.npz", "--data", "labels.npz"], "overwrite the input"),
+        (["tradeoff", "model.onnx", "-o", "labels.npz", "--data", "labels.npz"], "overwrite the input"),
+        (["prune", "model.onnx", "-o", "/proc/out.onnx"], "cannot be written"),
         (["prune", "model.onnx", "-o", "./sub/../model.onnx"], "does not exist"),
         (["prune", "model.onnx", "-o", "missing/out.onnx"], "does not exist"),
         (["decompose", "model.onnx", "-o", "out.onnx", "--rank", "half"], "not a rule"),
@@ -226,10 +230,16 @@ def test_usage_errors(run, folder):
         ["prune", "model.onnx"],
         ["nonsense"],
         ["prune", "model.onnx", "-o", "x", "--ratio", "x"],
+        ["prune", "model.onnx", "-o", "x", "--seed", "-1"],
     ):
         code, _, err = run(*arguments)
         assert code == 2
         assert "Traceback" not in err
+
+
+def test_json_has_no_word_for_what_is_no_number(capsys):
+    show({"cosine": float("nan"), "epochs": [{"loss": float("inf")}], "n": 3}, [], as_json=True, quiet=False)
+    assert json.loads(capsys.readouterr().out) == {"cosine": None, "epochs": [{"loss": None}], "n": 3}
 
 
 def test_two_runs_give_the_same_bytes(run, folder):

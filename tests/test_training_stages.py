@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 import onnxcompress as oc
@@ -77,3 +78,35 @@ def test_what_does_not_go_together(model, data):
         oc.compress(model, training=oc.Training())
     with pytest.raises(oc.InputError, match="needs data to train on"):
         oc.prune(model, step=0.1)
+
+
+def test_rounds_say_what_cannot_be_done(model, data):
+    options = {"step": 0.5, "finetune_steps": 1, "data": oc.Calibration(data)}
+    with pytest.raises(oc.InputError, match="no layer matches 'nothing'"):
+        oc.prune(model, skip=["nothing"], **options)
+    result = oc.prune(model, ratio=0.97, scope="global", **options)
+    assert "one of every group stays" in result.shortfall
+
+
+def test_what_cannot_be_trained_is_refused_before_anything_is_done(model, data):
+    said = []
+    with pytest.raises(oc.InputError, match="epochs"):
+        oc.compress(
+            model,
+            target="macs=0.5",
+            training=oc.Training(0),
+            data=oc.Calibration(data),
+            progress=lambda *arguments: said.append(arguments),
+        )
+    assert not said
+
+
+def test_networks_of_a_fixed_batch_are_trained(model, data):
+    fixed = model.clone()
+    for value in (*fixed.graph.inputs, *fixed.graph.outputs):
+        value.shape = ir.Shape([12, *value.shape[1:]])
+    calibration = oc.Calibration(data)
+    assert (
+        oc.compress(fixed, target="macs=0.4", training=oc.Training(1), data=calibration).stages[-1].training
+    )
+    assert oc.prune(fixed, ratio=0.4, step=0.2, finetune_steps=1, data=calibration).plan.trained

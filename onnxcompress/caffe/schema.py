@@ -12,6 +12,7 @@ from google.protobuf.descriptor_pb2 import FieldDescriptorProto
 
 MESSAGES = """
 SolverParameter
+    enum SolverType SGD=0 NESTEROV=1 ADAGRAD=2 RMSPROP=3 ADADELTA=4 ADAM=5
     base_lr 5 float
     max_iter 7 int32
     lr_policy 8 string fixed
@@ -22,6 +23,7 @@ SolverParameter
     stepsize 13 int32
     random_seed 20 int64 -1
     regularization_type 29 string L2
+    solver_type 30 SolverParameter.SolverType
     delta 31 float 1e-8
     stepvalue 34 int32*
     clip_gradients 35 float -1

@@ -11,6 +11,9 @@ from onnxcompress.training.optimizers import Settings
 from onnxcompress.training.schedules import Schedule
 from onnxcompress.training.trainer import Recipe
 
+OLD_TYPES = ("SGD", "Nesterov", "AdaGrad", "RMSProp", "AdaDelta", "Adam")
+"""By the number that ``solver_type`` had for them."""
+
 
 def read_solver(path: str | Path, recipe: Recipe) -> tuple[Recipe, int | None]:
     """A recipe as a solver has it, and its number of steps (``max_iter``), if it says one.
@@ -36,8 +39,10 @@ def read_solver(path: str | Path, recipe: Recipe) -> tuple[Recipe, int | None]:
             f"{path}: regularization_type {solver.regularization_type} is not supported, only L2"
         )
     names = {"SGD": "sgd", "Adam": "adam-caffe"}
-    if solver.type not in names:
-        raise InputError(f"{path}: type {solver.type} is not supported; give one of {', '.join(names)}")
+    kind = OLD_TYPES[solver.solver_type] if solver.HasField("solver_type") else solver.type
+    if kind not in names:
+        raise InputError(f"{path}: type {kind} is not supported; give one of {', '.join(names)}")
+    limit = solver.clip_gradients / max(solver.iter_size, 1)  # of the mean of these runs, not of their sum
     try:
         schedule = Schedule(
             policy=solver.lr_policy,
@@ -48,12 +53,12 @@ def read_solver(path: str | Path, recipe: Recipe) -> tuple[Recipe, int | None]:
         )
         return replace(
             recipe,
-            optimizer=names[solver.type],
+            optimizer=names[kind],
             rate=solver.base_lr,
             schedule=schedule,
             settings=Settings(solver.momentum, solver.momentum2, solver.delta),
             weight_decay=solver.weight_decay,
-            clip_gradients=solver.clip_gradients if solver.clip_gradients > 0 else None,
+            clip_gradients=limit if limit > 0 else None,
             iter_size=solver.iter_size,
             seed=recipe.seed if solver.random_seed < 0 else solver.random_seed,
         ), solver.max_iter or None

@@ -194,7 +194,7 @@ def prune(
     removes them in rounds of --step, with --finetune-steps of training after each: by the labels with
     --labels, else after the answers of the network itself.
     """
-    network = _read(model, output)
+    network = _read(model, output, data, stats)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(data, preprocessing, limit, stats, labels)
     with progress_bar(quiet) as advance:
@@ -244,7 +244,7 @@ def decompose(
     Layers with up to 4 input channels are factored on their output side only; layers that share weights
     share the factors. Depthwise layers and those whose chain would not have fewer MACs stay as they are.
     """
-    network = _read(model, output)
+    network = _read(model, output, data, stats)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(data, preprocessing, limit, stats)
     with progress_bar(quiet) as advance:
@@ -314,7 +314,7 @@ def compress(
     LRN is written as banded convolutions, which is exact and faster.
     Writes OUTPUT, and the plan beside it as .plan.yaml.
     """
-    network = _read(model, output)
+    network = _read(model, output, data, stats)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(data, preprocessing, limit, stats, labels)
     with progress_bar(quiet) as advance:
@@ -358,9 +358,8 @@ def apply(
     debug: Debug = False,
 ) -> int:
     """Do what a plan says, no more and no less."""
-    check_output(output, plan)
     steps = read_plan(plan)
-    network = _read(model, output)
+    network = _read(model, output, plan, data, stats)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(data, preprocessing, limit, stats)
     with progress_bar(quiet) as advance:
@@ -398,7 +397,7 @@ def tradeoff(
     """
     for path in (output, plot):
         if path is not None:
-            check_output(path, model)
+            check_output(path, model, data, *([] if stats is None else [stats]))
     network = load(model)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(data, preprocessing, limit, stats)
@@ -464,7 +463,7 @@ def finetune(
     random_crop: Annotated[bool, typer.Option(help="Take images from anywhere, not from the centre.")] = True,
     mirror: Annotated[bool, typer.Option(help="Mirror half of the images.")] = True,
     zoom: Annotated[float, typer.Option(help="Show images enlarged by up to this factor.", min=1)] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of order, crops and new weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of order, crops and new weights.", min=0)] = 0,
     channel_order: ChannelOrder = None,
     mean: Mean = None,
     scale: Scale = None,
@@ -485,9 +484,7 @@ def finetune(
     from onnxcompress.caffe.solver import read_solver
     from onnxcompress.training.schedules import Schedule
 
-    for path in (data, teacher, val):
-        check_output(output, *([] if path is None else [path]))
-    network = _read(model, output)
+    network = _read(model, output, data, teacher, val, solver)
     recipe = verbs.Recipe(
         optimizer=optimizer,
         rate=0.1 if solver is not None else rate,
@@ -501,6 +498,8 @@ def finetune(
     if solver is not None:
         recipe, steps = read_solver(solver, recipe)
     checkpoint = output.with_name(f"{output.name}.checkpoint")
+    if checkpoint.exists() and not resume:
+        raise InputError(f"{checkpoint}: of a run that was interrupted: --resume goes on, or remove it")
 
     def tell(epoch: verbs.Epoch) -> None:
         if not quiet and not as_json:
@@ -614,12 +613,19 @@ def bench(
     show({"networks": report.records(found)}, [report.latency_table(found)], as_json, quiet)
 
 
-def _read(source: Path, output: Path) -> ir.Model:
-    """The network, once it is known that it can be run and that the outputs can be written."""
-    check_output(output, source)
+def _read(source: Path, output: Path, *others: Path | None) -> ir.Model:
+    """The network, once it is known that it can be run and that the outputs can be written.
+
+    Args:
+        source: of the network.
+        output: to write.
+        others: files that are read, too.
+    """
+    inputs = [source, *(path for path in others if path is not None)]
+    check_output(output, *inputs)
     network = load(source)
     for path in (output, output.with_name(f"{output.name}.data"), _plan_of(output)):
-        check_output(path, *files_of(network))
+        check_output(path, *inputs, *files_of(network))
     runner(source)
     return network
 

@@ -36,7 +36,7 @@ RoundTo = Annotated[int, typer.Option(help="Keep filters and ranks in multiples 
 Skip = Annotated[list[str], typer.Option(help="Glob of layer names to leave as they are; may be repeated.")]
 IncludePointwise = Annotated[bool, typer.Option("--include-pointwise", help="Factor 1×1 convolutions too.")]
 IncludeGemm = Annotated[bool, typer.Option("--include-gemm", help="Factor fully connected layers too.")]
-Seed = Annotated[int, typer.Option(help="Seed of the random criterion.")]
+Seed = Annotated[int, typer.Option(help="Of the random criterion and of training.", min=0)]
 CalibrationData = Annotated[
     Path | None,
     typer.Option(

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -65,10 +66,19 @@ def _line(text: str) -> str:
 def show(content: dict[str, Any], lines: Sequence[Table | str], as_json: bool, quiet: bool) -> None:
     """Print one JSON object, or tables and lines, or nothing."""
     if as_json:
-        print(json.dumps(content, ensure_ascii=False))
+        print(json.dumps(_finite(content), ensure_ascii=False, allow_nan=False))
     elif not quiet:
         for line in lines:
             stdout.print(line, markup=False, soft_wrap=isinstance(line, str))
+
+
+def _finite(content: Any) -> Any:
+    """JSON has no word for NaN and infinity: null."""
+    if isinstance(content, dict):
+        return {key: _finite(each) for key, each in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(each) for each in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 @contextmanager

@@ -190,6 +190,7 @@ def _replace(layer: FactorLayer, ranks: Ranks, factors: dict[str, ir.Value], nam
             operands.append(_initializer(layer, f"{name}.bias", _zero_bias(layer, weights), names))
         operator = node.op_type if _inherits(layer, part) else "Conv"
         step = ir.Node("", operator, operands, _attributes(layer, ranks, part, weights), name=name)
+        step.metadata_props.update(node.metadata_props)
         step.outputs[0].name = names.fresh(f"{name}:0")
         step.outputs[0].type = node.outputs[0].type
         chain.append(step)

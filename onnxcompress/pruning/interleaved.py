@@ -13,7 +13,7 @@ from onnxcompress.progress import Steps
 from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.pruning.iterative import prune_in_steps
 from onnxcompress.pruning.taylor import taylor_scores
-from onnxcompress.training.finetuning import finetune
+from onnxcompress.training.finetuning import finetune, for_network
 from onnxcompress.training.trainer import Recipe
 
 TAYLOR = "taylor"
@@ -100,7 +100,7 @@ def prune_and_train(
     """
     if not 0 < step < 1:
         raise InputError(f"step: {step} is not in (0, 1)")
-    plan = recipe or Recipe()
+    plan = for_network(recipe or Recipe(), network)
 
     def recover(pruned: ir.Model) -> ir.Model:
         nonlocal plan

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from onnxcompress.calibration.samples import Parts
 from onnxcompress.preprocessing import Preprocessing
 from onnxcompress.progress import Steps
-from onnxcompress.training.finetuning import Finetuned, finetune
+from onnxcompress.training.finetuning import Finetuned, finetune, for_network
 from onnxcompress.training.trainer import Recipe
 
 
@@ -56,7 +56,7 @@ def trained(
         labels=data.labels is not None,
         validation=parts.choose.data,
         epochs=training.epochs,
-        recipe=training.recipe,
+        recipe=for_network(training.recipe, network),
         preprocessing=preprocessing,
         progress=progress,
     )

@@ -2,7 +2,6 @@
 
 import json
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +43,9 @@ def read(path: Path) -> tuple[dict[str, Any], Arrays]:
     try:
         with np.load(path, allow_pickle=False) as loaded:
             text = json.loads(loaded["text"].tobytes())
-            return text["facts"], {name: loaded[str(number)] for number, name in enumerate(text["names"])}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            arrays = {name: loaded[str(number)] for number, name in enumerate(text["names"])}
+            return dict(text["facts"]), arrays
+    except Exception as error:  # a damaged file may raise about anything
         raise InputError(
             f"{path}: not a checkpoint ({' '.join(str(error).split())[:100]}); remove it to start anew"
         ) from None

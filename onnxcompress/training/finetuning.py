@@ -19,7 +19,7 @@ from onnxcompress.runtime import run as run_network
 from onnxcompress.runtime import session
 from onnxcompress.training.batches import shuffled
 from onnxcompress.training.head import new_head as make_head
-from onnxcompress.training.losses import Loss, Term, scoring, softmax
+from onnxcompress.training.losses import Loss, Term, probabilities, scoring, softmax
 from onnxcompress.training.parameters import Multipliers, current, trainable, with_weights
 from onnxcompress.training.rates import find_rate
 from onnxcompress.training.runs import Epoch, Run, go, keeper, restored
@@ -98,6 +98,8 @@ def finetune(
     """
     recipe = recipe or Recipe()
     _check_options(teacher is not None, labels, temperature, teacher_weight)
+    if steps is None:
+        _check_epochs(epochs)
     data = data if isinstance(data, Data) else open_data(data)
     if validation is not None and not isinstance(validation, Data):
         validation = open_data(validation)
@@ -110,7 +112,8 @@ def finetune(
             network, head = make_head(network, new_head, recipe.seed)
         multipliers = trainable(network)
         for name in head:
-            multipliers[name] = Multipliers(HEAD_RATE * multipliers[name].rate, multipliers[name].decay)
+            old = multipliers[name]
+            multipliers[name] = Multipliers(HEAD_RATE * (old.rate or 1), old.decay)
         loss = Loss(network, list(multipliers), terms, _samples(network, recipe))
     preprocessing = preprocessing or prep.read(network)
     teach = None
@@ -141,8 +144,9 @@ def finetune(
         crop,
         mirror,
         zoom,
-        data.name,
-        len(data),
+        _identity(data),
+        validation and _identity(validation),
+        preprocessing and asdict(preprocessing),
     ]
     fingerprint = _fingerprint(facts, network, teacher)
     path = None if checkpoint_file is None else Path(checkpoint_file)
@@ -165,6 +169,29 @@ def finetune(
         on_epoch=on_epoch,
     )
     return Finetuned(with_weights(network, run.best_weights), run.best, run.rate, tuple(run.curve))
+
+
+def check_trainable(network: ir.Model, epochs: float, recipe: Recipe) -> None:
+    """See that a simplified network can be trained, before anything else is done with it.
+
+    Raises:
+        InputError: as `finetune`.
+    """
+    _check_epochs(epochs)
+    Loss(network, list(trainable(network)), [Term()], _samples(network, for_network(recipe, network)))
+
+
+def for_network(recipe: Recipe, network: ir.Model) -> Recipe:
+    """A recipe whose batch is a multiple of that which the network's file fixes, if it does."""
+    fixed = [value.shape[0] for value in network.graph.inputs if value.shape]
+    if len(fixed) != 1 or not isinstance(fixed[0], int):
+        return recipe
+    return replace(recipe, batch=-(-recipe.batch // fixed[0]) * fixed[0])
+
+
+def _check_epochs(epochs: float) -> None:
+    if not 0 < epochs < np.inf:
+        raise InputError(f"epochs: {epochs} is not a number above 0")
 
 
 def _check_options(teacher: bool, labels: bool, temperature: float, teacher_weight: float) -> None:
@@ -232,8 +259,10 @@ def teacher_of(model: ir.Model, classes: int, temperature: float) -> Callable[[n
 
     def teach(x: np.ndarray) -> np.ndarray:
         size = fixed or len(x)
-        parts = [run_network(runnable, {value.name: x[at : at + size]})[0] for at in range(0, len(x), size)]
-        found = np.concatenate(parts).reshape(len(x), -1)
+        filled = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
+        starts = range(0, len(filled), size)
+        parts = [run_network(runnable, {value.name: filled[at : at + size]})[0] for at in starts]
+        found = np.concatenate(parts)[: len(x)].reshape(len(x), -1)
         if found.shape[1] != classes:
             raise InputError(f"the teacher has {found.shape[1]} classes, the network {classes}")
         return softmax(found, temperature)
@@ -250,16 +279,26 @@ def _validation(
     def validate(weights: dict[str, np.ndarray]) -> Accuracy | None:
         if data is None:
             return None
-        return evaluate(
-            with_weights(network, weights),
-            data,
-            reference=None if data.labels is not None else teacher,
-            preprocessing=preprocessing,
-        )
+        tested = with_weights(network, weights)
+        if data.labels is not None:
+            return evaluate(tested, data, preprocessing=preprocessing)
+        return evaluate(probabilities(tested), data, reference=target, preprocessing=preprocessing)
 
     if data is not None and data.labels is None and teacher is None:
         raise InputError(f"{data.name}: validation data needs labels where there is no teacher")
+    target = None if teacher is None else probabilities(teacher)
     return validate
+
+
+def _identity(data: Data) -> str:
+    """Tells data from others: by the content of arrays, by names and sizes of images, and by labels."""
+    digest = hashlib.sha256(b"" if data.labels is None else np.ascontiguousarray(data.labels).tobytes())
+    for sample in data.samples:
+        if isinstance(sample, Path):
+            digest.update(f"{sample.name} {sample.stat().st_size}".encode())
+        else:
+            digest.update(np.ascontiguousarray(sample).tobytes())
+    return digest.hexdigest()
 
 
 def _fingerprint(facts: object, *models: ir.Model | None) -> str:

@@ -5,6 +5,7 @@ import onnx_ir as ir
 
 from onnxcompress.errors import InputError
 from onnxcompress.model import refresh
+from onnxcompress.names import Names
 from onnxcompress.training.losses import PASSING, scores_of
 from onnxcompress.weights import weights_of
 
@@ -48,6 +49,7 @@ def new_head(model: ir.Model, classes: int, seed: int) -> tuple[ir.Model, list[s
         bias = node.inputs[2]
     rows = node.op_type == "Conv" or ("transB" in node.attributes and node.attributes["transB"].as_int())
     random = np.random.default_rng(seed)
+    count = np.asarray(weights_of(weight)).shape[0 if rows else -1]
     names = []
     for value, axis in ((weight, 0 if rows else -1), (bias, -1)):
         if value is None:
@@ -61,7 +63,25 @@ def new_head(model: ir.Model, classes: int, seed: int) -> tuple[ir.Model, list[s
         value.const_value = ir.tensor(new.astype(old.dtype), name=value.name)
         value.shape = ir.Shape(shape)
         names.append(str(value.name))
+    for reshape in _following(node, "Reshape"):
+        sizes = weights_of(reshape.inputs[1])
+        if sizes is not None and count in sizes:
+            name = Names(result.graph).fresh(f"{reshape.name}.shape")
+            value = ir.val(name, const_value=ir.tensor(np.where(sizes == count, classes, sizes), name=name))
+            result.graph.initializers[name] = value
+            reshape.replace_input_with(1, value)
     for output in result.graph.outputs:
         if output.shape is not None and len(output.shape) > 1:
             output.shape = ir.Shape([output.shape[0], classes, *output.shape[2:]])
     return refresh(result), names
+
+
+def _following(node: ir.Node, operator: str) -> list[ir.Node]:
+    """The nodes of an operator that what a node gives reaches."""
+    found, reached = [], set(node.outputs)
+    assert node.graph is not None
+    for each in node.graph:
+        if reached & set(each.inputs):
+            reached |= set(each.outputs)
+            found += [each] if each.op_type == operator else []
+    return found

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.errors import InputError
-from onnxcompress.runtime import session
+from onnxcompress.runtime import run, session
 from onnxcompress.shapes import concrete_shapes
 from onnxcompress.training.gradients import back, graph_of, modern, record
 
@@ -60,6 +60,16 @@ def scoring(model: ir.Model) -> ir.Model:
     by_name = {value.name: value for node in result.graph for value in node.outputs}
     result.graph.outputs.clear()
     result.graph.outputs.append(by_name[name])
+    return result
+
+
+def probabilities(model: ir.Model) -> ir.Model:
+    """The network with its class probabilities as its only output, whether it ends in a softmax or not."""
+    result = scoring(model)
+    node = ir.node("Softmax", [result.graph.outputs[0]], {"axis": 1}, name="probabilities")
+    node.outputs[0].name, node.outputs[0].dtype = "probabilities", ir.DataType.FLOAT
+    result.graph.append(node)
+    result.graph.outputs[0] = node.outputs[0]
     return result
 
 
@@ -126,5 +136,5 @@ class Loss:
         """
         feeds = {name: weights[name] for name in self._fed} | {self._input: x}
         feeds |= {f"target.{number}": target for number, target in enumerate(targets)}
-        loss, *gradients = self._session.run(None, feeds)
+        loss, *gradients = run(self._session, feeds)
         return float(loss), dict(zip(self._trained, gradients, strict=True))

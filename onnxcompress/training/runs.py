@@ -154,7 +154,7 @@ def restored(path: Path, fingerprint: str) -> Run:
         InputError: when it is none, or another run's.
     """
     facts, arrays = checkpoint.read(path)
-    if facts["fingerprint"] != fingerprint:
+    if facts.get("fingerprint") != fingerprint:
         raise InputError(
             f"{path}: of a run with other networks, data or options; give the same, or remove it"
         )

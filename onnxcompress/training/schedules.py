@@ -35,6 +35,8 @@ class Schedule:
             raise InputError(f"lr_policy: '{self.policy}' is not one of {', '.join(POLICIES)}")
         if self.policy == "step" and self.stepsize < 1:
             raise InputError("lr_policy 'step' needs a stepsize of at least 1")
+        if self.gamma < 0:
+            raise InputError(f"gamma: {self.gamma} is below 0")
 
 
 POLICIES: dict[str, Callable[[Schedule, int, int], float]] = {

@@ -137,12 +137,17 @@ def train(
         begun = time.perf_counter()
         value, gradients = _averaged(loss, state.weights, *batch_of(state.step))
         if not np.isfinite(value) or not all(np.isfinite(g).all() for g in gradients.values()):
+            if not state.step:
+                raise InputError(
+                    "the loss or its gradients are not finite before any step: the network computes NaN or "
+                    "infinite values on the data; check the preprocessing"
+                )
             raise InputError(
                 f"the loss or its gradients are not finite after {state.step} steps (loss {value:.3g}): the "
                 f"rate {base:g} is too high; try --rate {base / 10:g}"
             )
         if recipe.clip_gradients is not None:
-            clip(gradients, recipe.clip_gradients)
+            clip({n: g for n, g in gradients.items() if multipliers[n].rate}, recipe.clip_gradients)
         rate = base * share(recipe.schedule, state.step, steps)
         for name, weight in state.weights.items():
             factor, gradient = multipliers[name], gradients[name]

@@ -54,6 +54,15 @@ def test_by_labels_with_a_solver_as_json(run, tmp_path):
     assert not list(tmp_path.glob("*.checkpoint"))
 
 
+def test_an_older_checkpoint_is_not_overwritten(run, tmp_path):
+    checkpoint = tmp_path / "tuned.onnx.checkpoint"
+    checkpoint.write_bytes(b"of an earlier run")
+    code, _, err = run("model.onnx", "-o", "tuned.onnx", "--labels", "--data", "labelled.npz")
+    assert code == 2
+    assert "--resume goes on, or remove it" in err
+    assert checkpoint.read_bytes() == b"of an earlier run"
+
+
 def test_a_new_head(run):
     code, _, _ = run(
         *("model.onnx", "-o", "tuned.onnx", "--labels", "--data", "labelled.npz", "--new-head", 6),
@@ -66,6 +75,8 @@ def test_a_new_head(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("--data", "labelled.npz", "--labels", "--epochs", "inf"), "not a number above 0"),
+        (("--data", "labelled.npz", "--labels", "--solver", "tuned.onnx"), "overwrite the input"),
         (("--data", "plain.npy"), "nothing to learn from"),
         (("--data", "plain.npy", "--labels"), "has no labels"),
         (("--data", "missing", "--labels"), "no such file"),

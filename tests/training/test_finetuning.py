@@ -99,7 +99,7 @@ def test_loss_that_is_not_finite_stops_with_advice():
     ("options", "message"),
     [
         ({}, "nothing to learn from"),
-        ({"labels": True, "epochs": 0}, "no step"),
+        ({"labels": True, "epochs": 0}, "not a number above 0"),
         ({"labels": True, "recipe": Recipe(batch=100)}, "fewer than a batch of 100"),
         ({"labels": True, "new_head": 3}, "give --new-head 4"),
         ({"labels": True, "new_head": 1}, "at least 2"),
@@ -159,6 +159,97 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     path.write_bytes(b"nothing")
     with pytest.raises(oc.InputError, match="not a checkpoint"):
         finetune(network(), samples(64), epochs=1, resume=True, **options)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04"])
+def test_a_damaged_checkpoint_is_refused(tmp_path, content):
+    path = tmp_path / "run.checkpoint"
+    path.write_bytes(content)
+    with pytest.raises(oc.InputError, match="not a checkpoint"):
+        finetune(network(), samples(64), labels=True, epochs=1, checkpoint_file=path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"data": samples(64, seed=1)}, {"validation": samples(32, seed=3)}, {"validation": None}],
+)
+def test_a_checkpoint_of_a_run_on_other_data_is_refused(tmp_path, other):
+    given = {"data": samples(64), "validation": samples(32, seed=2)}
+    options = {"labels": True, "epochs": 1, "checkpoint_file": tmp_path / "run", "recipe": RECIPE}
+    finetune(network(), **given, **options)
+    with pytest.raises(oc.InputError, match="other networks, data or options"):
+        finetune(network(), **(given | other), resume=True, **options)
+
+
+def test_a_teacher_that_ends_in_scores_tells_the_best_epoch(trained):
+    """The network gives probabilities, its teacher the scores before them."""
+    scores = trained.clone()
+    softmax = scores.graph.outputs[0].producer()
+    scores.graph.outputs[0] = softmax.inputs[0]
+    data = unlabelled(samples(256))
+    options = {"epochs": 3, "recipe": RECIPE, "validation": unlabelled(samples(64, seed=8))}
+    result = finetune(network(5), data, teacher=scores, **options)
+    assert result.best == 3
+    again = finetune(network(5), data, teacher=trained, **options)
+    for name, array in weights(result.model).items():
+        np.testing.assert_allclose(weights(again.model)[name], array, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [3, 16])
+def test_a_teacher_of_any_fixed_batch_size(trained, size):
+    fixed = trained.clone()
+    for value in (*fixed.graph.inputs, *fixed.graph.outputs):
+        value.shape = ir.Shape([size, *value.shape[1:]])
+    found = [
+        finetune(
+            network(5), unlabelled(samples(32)), teacher=teacher, steps=2, recipe=Recipe(rate=0.02)
+        ).model
+        for teacher in (trained, fixed)
+    ]
+    for name, array in weights(found[0]).items():
+        np.testing.assert_allclose(weights(found[1])[name], array, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_weights_do_not_count_for_clipping():
+    text = PROTOTXT.replace(
+        'top: "conv2" conv', 'top: "conv2" param { lr_mult: 0 } param { lr_mult: 0 } conv'
+    )
+    recipe = Recipe(optimizer="sgd", rate=0.1, batch=16, clip_gradients=1e-3)
+    before = import_caffe_text(text, seed=0)
+    after = finetune(before, samples(16), labels=True, steps=1, recipe=recipe, crop=False).model
+    moved = {n: weights(after)[n] - a for n, a in weights(before).items() if n.startswith(("conv", "fc"))}
+    assert not moved["conv2.weight"].any()
+    rates = {name: 0.2 if name.endswith("bias") else 0.1 for name in moved}
+    length = np.sqrt(sum(np.sum((step / rates[name]) ** 2) for name, step in moved.items()))
+    assert length == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_a_frozen_layer_stays_frozen_when_it_is_factored():
+    text = PROTOTXT.replace(
+        'top: "conv2" conv', 'top: "conv2" param { lr_mult: 0 } param { lr_mult: 0 } conv'
+    )
+    factored = oc.decompose(import_caffe_text(text, seed=0), rank="fraction:0.5").model
+    after = weights(finetune(factored, samples(16), labels=True, steps=1, recipe=RECIPE).model)
+    frozen = {name: array for name, array in weights(factored).items() if name.startswith("conv2")}
+    assert len(frozen) > 2
+    for name, array in frozen.items():
+        np.testing.assert_array_equal(after[name], array)
+
+
+def test_a_head_that_was_frozen_learns_where_it_is_new():
+    text = PROTOTXT.replace('top: "fc" inner', 'top: "fc" param { lr_mult: 0 } param { lr_mult: 0 } inner')
+    result = finetune(import_caffe_text(text), samples(256), labels=True, new_head=4, epochs=4, recipe=RECIPE)
+    assert result.curve[-1].loss < 1
+
+
+def test_a_new_head_behind_which_the_classes_are_reshaped():
+    text = """g (float[1, 1, 8, 8] x) => (float[1, 5] y) <int64[2] sizes = {1, 5}>
+        { f = Flatten (x)  s = MatMul (f, w)  y = Reshape (s, sizes) }"""
+    random = np.random.default_rng(0)
+    model = onnx_text.network(text, {"w": random.standard_normal((64, 5)).astype(np.float32)})
+    result = finetune(model, samples(16), labels=True, new_head=4, steps=2, recipe=RECIPE)
+    assert result.model.graph.outputs[0].shape[1] == 4
+    assert oc.evaluate(result.model, samples(16)).n == 16
 
 
 @pytest.mark.parametrize("opset", [13, 22])

@@ -61,8 +61,14 @@ def test_solver(tmp_path):
     assert recipe.rate == pytest.approx(0.01)
     assert recipe.weight_decay == pytest.approx(5e-4)
     assert recipe.settings.momentum == pytest.approx(0.8)
-    assert recipe.clip_gradients == 35
+    assert recipe.clip_gradients == 35 / 4  # of the mean over iter_size runs
     assert share(recipe.schedule, 45, 50) == pytest.approx(0.04)
+
+
+def test_the_old_name_of_a_solvers_type(tmp_path):
+    path = tmp_path / "solver.prototxt"
+    path.write_text("base_lr: 0.01 solver_type: ADAM")
+    assert read_solver(path, Recipe())[0].optimizer == "adam-caffe"
 
 
 @pytest.mark.parametrize(
@@ -74,6 +80,8 @@ def test_solver(tmp_path):
         ("base_lr: {", "not a solver.prototxt"),
         ("base_lr: 0.1 regularization_type: 'L1'", "only L2"),
         ("base_lr: 0.1 lr_policy: 'step'", "needs a stepsize"),
+        ("base_lr: 0.1 lr_policy: 'inv' gamma: -1", "gamma: -1.0 is below 0"),
+        ("base_lr: 0.1 solver_type: NESTEROV", "type Nesterov is not supported"),
     ],
 )
 def test_bad_solvers(tmp_path, text, message):
