@@ -172,10 +172,10 @@ def choose_filters(
 
 
 def shortfall_of(rule: FilterRule, missing: int) -> str:
-    """What is said of channels that were to go, too, but are the last of their group; empty where none is."""
+    """What is said of channels that were to go but are the last of their group; empty where there are none."""
     if not missing or rule.scope != "global" or rule.round_to != 1:
         return ""
-    return f"{missing} channels more were to go: one of every group stays"
+    return f"of the channels that were to go, {missing} had to stay: one of every group does"
 
 
 def _scores(
