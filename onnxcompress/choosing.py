@@ -172,7 +172,7 @@ def choose_filters(
 
 
 def shortfall_of(rule: FilterRule, missing: int) -> str:
-    """What is said of channels that were to go but are the last of their group; empty where there are none."""
+    """What is said of channels that were to go but are the last of their group; empty where none is."""
     if not missing or rule.scope != "global" or rule.round_to != 1:
         return ""
     return f"of the channels that were to go, {missing} had to stay: one of every group does"
