@@ -25,7 +25,7 @@ class Settings:
             "Tucker": ("vbmf:1.2", "vbmf:1.6", "vbmf:0.8", "vbmf:0.5"),
             "both": ("0.3 vbmf:1.4", "0.15 vbmf:1.6", "0.45 vbmf:1.2", "0.6 vbmf:1"),
             "ours, parameters": ("params=0.05", "params=0.08", "params=0.03", "params=0.25"),
-            "ours, MACs": ("macs=0.12", "macs=0.08", "macs=0.2"),
+            "ours, MACs": ("macs=0.12", "macs=0.08", "macs=0.2", "macs=0.35"),
         }
     )
     steps: int = 400
