@@ -64,12 +64,13 @@ def is_band(node: ir.Node) -> bool:
     """Whether it is one whose weights are dense: a 1×1 convolution with one number in all of its band."""
     if not sums_squares(node) or len(node.inputs) != 3:
         return False
+    if "group" in node.attributes and node.attributes["group"].as_int() != 1:
+        return False
     weights, bias = weights_of(node.inputs[1]), weights_of(node.inputs[2])
     if weights is None or bias is None or weights.shape[:2] != (len(bias),) * 2:
         return False
-    return weights.size == len(bias) ** 2 and len(np.unique(weights[weights != 0])) <= 1 == len(
-        np.unique(bias)
-    )
+    alike = all(len(np.unique(numbers)) <= 1 for numbers in (weights[weights != 0], bias))
+    return alike and weights.size == len(bias) ** 2
 
 
 def rewrite_lrn(model: ir.Model, names: Sequence[str]) -> ir.Model:
