@@ -111,10 +111,7 @@ def write_as_band(node: ir.Node, kept: NDArray[np.bool_]) -> None:
     names = Names(graph)
 
     def constant(suffix: str, array: NDArray) -> ir.Value:
-        name = names.fresh(f"{node.name}.{suffix}")
-        value = ir.val(name, const_value=ir.tensor(array, name=name))
-        graph.initializers[name] = value
-        return value
+        return names.initializer(f"{node.name}.{suffix}", array)
 
     def add(op_type: str, suffix: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
         nodes.append(ir.node(op_type, inputs, attributes, name=f"{node.name}/{suffix}"))
@@ -150,9 +147,7 @@ def _cut_into_groups(node: ir.Node) -> None:
     names = Names(graph)
 
     def constant(suffix: str, array: NDArray) -> ir.Value:
-        name = names.fresh(f"{node.name}.{suffix}")
-        graph.initializers[name] = value = ir.val(name, const_value=ir.tensor(array, name=name))
-        return value
+        return names.initializer(f"{node.name}.{suffix}", array)
 
     def gather(value: ir.Value | None, suffix: str, channels: NDArray) -> ir.Node:
         inputs = [value, constant(suffix, channels)]

@@ -186,7 +186,7 @@ def _join(name: str, nodes: list[ir.Node], fresh: Names) -> None:
     if graph.opset_imports.get("", SPLIT_SIZES) < SPLIT_SIZES:
         attributes.append(ir.AttrInt64s("split", widths))
     else:
-        inputs.append(_initializer(graph, f"{name}/widths", np.array(widths, np.int64), fresh))
+        inputs.append(fresh.initializer(f"{name}/widths", np.array(widths, np.int64)))
     split = ir.Node("", "Split", inputs, attributes, num_outputs=len(nodes), name=_split(name))
     old = [end.outputs[0] for end in ends]
     gone = list(dict.fromkeys([*nodes, *ends]))
@@ -229,8 +229,7 @@ def _conv(graph: ir.Graph, like: ir.Node, name: str, arrays: Sequence[NDArray], 
     """A Conv with the input and the attributes of another, and these weights."""
     labels = ("weight", "bias")
     weights = [
-        _initializer(graph, f"{name}/{label}", array, fresh)
-        for label, array in zip(labels, arrays, strict=False)
+        fresh.initializer(f"{name}/{label}", array) for label, array in zip(labels, arrays, strict=False)
     ]
     return _like(like, [like.inputs[0], *weights], name, fresh)
 
@@ -240,10 +239,3 @@ def _like(node: ir.Node, inputs: Sequence[ir.Value | None], name: str, fresh: Na
     new = ir.Node("", node.op_type, inputs, list(node.attributes.values()), name=name)
     new.outputs[0].name = fresh.fresh(f"{name}:0")
     return new
-
-
-def _initializer(graph: ir.Graph, name: str, array: NDArray, fresh: Names) -> ir.Value:
-    name = fresh.fresh(name)
-    value = ir.val(name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
-    graph.initializers[name] = value
-    return value

@@ -165,13 +165,7 @@ def _stored(layer: FactorLayer, ranks: Ranks, factors: dict[str, Array], names: 
 
 
 def _initializer(layer: FactorLayer, name: str, array: Array, names: Names) -> ir.Value:
-    name = names.fresh(name)
-    dtype = (layer.weights.dtype or ir.DataType.FLOAT).numpy()
-    tensor = ir.tensor(np.ascontiguousarray(array, dtype), name=name)
-    value = ir.val(name, const_value=tensor)
-    assert layer.node.graph is not None
-    layer.node.graph.initializers[name] = value
-    return value
+    return names.initializer(name, array.astype((layer.weights.dtype or ir.DataType.FLOAT).numpy()))
 
 
 def _replace(layer: FactorLayer, ranks: Ranks, factors: dict[str, ir.Value], names: Names) -> None:

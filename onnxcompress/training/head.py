@@ -66,9 +66,8 @@ def new_head(model: ir.Model, classes: int, seed: int) -> tuple[ir.Model, list[s
     for reshape in _following(node, "Reshape"):
         sizes = weights_of(reshape.inputs[1])
         if sizes is not None and count in sizes:
-            name = Names(result.graph).fresh(f"{reshape.name}.shape")
-            value = ir.val(name, const_value=ir.tensor(np.where(sizes == count, classes, sizes), name=name))
-            result.graph.initializers[name] = value
+            changed = np.where(sizes == count, classes, sizes)
+            value = Names(result.graph).initializer(f"{reshape.name}.shape", changed)
             reshape.replace_input_with(1, value)
     for output in result.graph.outputs:
         if output.shape is not None and len(output.shape) > 1:

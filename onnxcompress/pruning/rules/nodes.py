@@ -73,10 +73,7 @@ def array_of(value: ir.Value | None) -> np.ndarray:
 
 def new_constant(node: ir.Node, suffix: str, array: np.ndarray) -> ir.Value:
     """A new initializer, named after a node."""
-    graph = graph_of(node)
-    name = Names(graph).fresh(f"{node.name}.{suffix}")
-    graph.initializers[name] = value = ir.val(name, const_value=ir.tensor(array, name=name))
-    return value
+    return Names(graph_of(node)).initializer(f"{node.name}.{suffix}", array)
 
 
 def new_node(
