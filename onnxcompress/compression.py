@@ -180,11 +180,12 @@ def compress(
     Raises:
         InputError: when the network or the data cannot be read or an option is out of range.
     """
+    original = load(model)
     budgeted = bool(target) or keep_accuracy is not None
     if training is not None and data is None:
         raise InputError("training needs calibration data: give some with --data")
     if training is not None:
-        check_trainable(simplify(load(model)), training.epochs, training.recipe)
+        check_trainable(simplify(original), training.epochs, training.recipe)
     if method not in ("", "joint", "paper"):
         raise InputError(f"method: '{method}' is not one of joint, paper")
     if method and budgeted != (method == "joint"):
@@ -194,10 +195,10 @@ def compress(
     if budgeted:
         if data is None:
             raise InputError("a target or an accuracy to keep needs calibration data: give some with --data")
-        return _under_budget(load(model), target, keep_accuracy, skip, training, data, progress)
+        return _under_budget(original, target, keep_accuracy, skip, training, data, progress)
     filters = FilterRule(ratio, criterion, scope, round_to, skip, seed)
     ranks = RankRule(rank, round_to, skip, include_pointwise, include_gemm)
-    return _by_the_paper(load(model), filters, ranks, training, data, progress)
+    return _by_the_paper(original, filters, ranks, training, data, progress)
 
 
 @one_blas_thread

@@ -175,7 +175,7 @@ def _join(name: str, nodes: list[ir.Node], fresh: Names) -> None:
     graph, first = nodes[0].graph, nodes[0]
     assert graph is not None
     stacks = zip(*map(_weights, nodes), strict=True)
-    chain = [_conv(graph, first, name, [np.concatenate(each) for each in stacks], fresh)]
+    chain = [_conv(first, name, [np.concatenate(each) for each in stacks], fresh)]
     ends = [relu for node in nodes if (relu := _relu_after(node)) is not None]
     if len(ends) == len(nodes):
         chain.append(_like(ends[0], chain[-1].outputs, f"{name}/relu", fresh))
@@ -204,7 +204,7 @@ def _part(names: list[str], split: ir.Node, fresh: Names) -> None:
     parts = zip(*(np.split(array, ends_at[:-1]) for array in _weights(conv)), strict=True)
     chain, ends = [], []
     for name, arrays in zip(names, parts, strict=True):
-        chain.append(_conv(graph, conv, name, arrays, fresh))
+        chain.append(_conv(conv, name, arrays, fresh))
         chain += [_like(relu, chain[-1].outputs, f"{name}/relu", fresh) for relu in relus]
         ends.append(chain[-1].outputs[0])
     gone = [conv, *relus, split]
@@ -225,7 +225,7 @@ def _producer(node: ir.Node) -> ir.Node:
     return producer
 
 
-def _conv(graph: ir.Graph, like: ir.Node, name: str, arrays: Sequence[NDArray], fresh: Names) -> ir.Node:
+def _conv(like: ir.Node, name: str, arrays: Sequence[NDArray], fresh: Names) -> ir.Node:
     """A Conv with the input and the attributes of another, and these weights."""
     labels = ("weight", "bias")
     weights = [

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.calibration.samples import Samples, fed
+from onnxcompress.calibration.samples import Samples, fed, own
 from onnxcompress.measure.damage import Damage
 from onnxcompress.runtime import run, session
 
@@ -34,7 +34,8 @@ def closeness(original: ir.Model, network: ir.Model, samples: Samples) -> Closen
     damage, same = Damage(), []
     for places, feeds in fed(samples, first):
         a, b = (
-            [y[: len(places)] if y.ndim else y for y in run(runnable, feeds)] for runnable in (first, second)
+            [own(y, places, len(next(iter(feeds.values())))) for y in run(runnable, feeds)]
+            for runnable in (first, second)
         )
         damage.add(a, b)
         scores = a[0].reshape(len(a[0]), -1) if a[0].ndim else np.zeros((0, 0))
