@@ -167,6 +167,9 @@ def test_calibration_data_of_every_kind(tmp_path):
     for source in (tmp_path / "x.npy", tmp_path / "named.npz", [{"x": x[:5]}, {"x": x[5:]}]):
         np.testing.assert_array_equal(read_samples(model, source).arrays["x"], x)
     assert len(read_samples(model, tmp_path / "x.npy", limit=7)) == 7
+    np.savez(tmp_path / "labelled.npz", x=x, y=np.arange(12))
+    labels = read_samples(model, tmp_path / "labelled.npz").data.labels
+    np.testing.assert_array_equal(labels, np.arange(12))
     folder = tmp_path / "images"
     folder.mkdir()
     for number in range(3):

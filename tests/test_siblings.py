@@ -199,3 +199,17 @@ def test_what_are_no_siblings_is_refused(name):
     assert among(["a0", "a0 + a2", "a0 + nothing"], model) == ["a0 + a2"]
     with pytest.raises(InputError, match="not different 1×1 convolutions of the same input"):
         among([name], model)
+
+
+def test_a_layer_is_factored_with_others_only_once():
+    model = block([3, 3], [True, True])
+    with pytest.raises(InputError, match="a0 is factored with others twice"):
+        among(["a0 + a1", "a1 + a0"], model)
+
+
+def test_a_name_that_looks_like_two_is_that_of_one_layer():
+    model = block([3, 3, 3], [True] * 3)
+    model.graph[0].name = "a1 + a2"
+    assert siblings(simplify(model), ()) == ["a1 + a2"]  # of the layers a1 and a2
+    model.graph[0].name = "a1 + a9"
+    joined(model, siblings(model, ()))

@@ -127,10 +127,7 @@ def read_samples(
     """
     inputs = {value.name: value for value in session(model).get_inputs()}
     views, data = 1, None
-    named = None
-    if isinstance(source, (str, Path)) and set(inputs) != {"x"}:  # the name that data of one input have
-        named = _named_arrays(Path(source), set(inputs))
-    if named is not None:
+    if isinstance(source, (str, Path)) and (named := _named_arrays(Path(source), set(inputs))) is not None:
         arrays = named
     elif isinstance(source, (Data, str, Path)):
         data = subset(source if isinstance(source, Data) else open_data(source), limit)
@@ -155,8 +152,8 @@ def read_samples(
     return Samples(arrays, (numbers[:, None] * views + np.arange(views)).ravel(), views, data)
 
 
-def fed(samples: Samples, runnable: Runnable) -> Iterator[tuple[NDArray[np.int64], Feeds]]:
-    """Batches of a size that the network takes: places of the samples in this part, and their feeds.
+def batched(samples: Samples, runnable: Runnable) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Batches of a size that the network takes: places of the samples in this part, and rows of the arrays.
 
     Where the network fixes its batch, the last one is filled up with its last sample.
     """
@@ -169,6 +166,12 @@ def fed(samples: Samples, runnable: Runnable) -> Iterator[tuple[NDArray[np.int64
         rows = samples.chosen[
             np.minimum(np.arange(start, start + size), len(samples) - 1) if fixed else places
         ]
+        yield places, rows
+
+
+def fed(samples: Samples, runnable: Runnable) -> Iterator[tuple[NDArray[np.int64], Feeds]]:
+    """The batches' places, see `batched`, and their feeds."""
+    for places, rows in batched(samples, runnable):
         yield places, {name: np.ascontiguousarray(array[rows]) for name, array in samples.arrays.items()}
 
 
@@ -180,8 +183,11 @@ def own(value: np.ndarray, places: NDArray[np.int64], rows: int) -> np.ndarray:
 
 
 def _named_arrays(path: Path, names: set[str]) -> dict[str, np.ndarray] | None:
-    """The arrays of an .npz file that has one of each name; None when it is nothing of the kind."""
-    if path.suffix.lower() != ".npz" or not path.is_file():
+    """The arrays of an .npz file that has one of each name; None when it is nothing of the kind.
+
+    One whose only name is x is data like any other, perhaps with labels.
+    """
+    if names == {"x"} or path.suffix.lower() != ".npz" or not path.is_file():
         return None
     try:
         with np.load(path, allow_pickle=False) as loaded:

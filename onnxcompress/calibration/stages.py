@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.calibration.samples import Samples, fed
+from onnxcompress.calibration.samples import Samples, batched, fed
 from onnxcompress.layers import FactorLayer
 from onnxcompress.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.runtime import Runnable, run, session
@@ -57,8 +57,8 @@ class Stages:
         self._sizes = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
         self._folder = tempfile.TemporaryDirectory(prefix="onnxcompress-")
         self._whole = session(model)
-        read = [(places, len(next(iter(feeds.values())))) for places, feeds in fed(samples, self._whole)]
-        self.batches, self.rows = [places for places, _ in read], [rows for _, rows in read]
+        read = list(batched(samples, self._whole))
+        self.batches, self.rows = [places for places, _ in read], [len(rows) for _, rows in read]
         self._known = [str(value.name) for value in model.graph.inputs]
         self._kept: int | None = None
 

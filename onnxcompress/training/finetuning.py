@@ -137,19 +137,20 @@ def finetune(
     total = steps if steps is not None else round(epochs * per_epoch)
     if total < 1:
         raise InputError(f"epochs: {epochs} leaves no step to take")
-    facts = [
-        asdict(recipe),
-        [asdict(term) for term in terms],
-        total,
-        crop,
-        mirror,
-        zoom,
-        _identity(data),
-        validation and _identity(validation),
-        preprocessing and asdict(preprocessing),
-    ]
-    fingerprint = _fingerprint(facts, network, teacher)
-    path = None if checkpoint_file is None else Path(checkpoint_file)
+    path, fingerprint = None, ""
+    if checkpoint_file is not None:
+        facts = [
+            asdict(recipe),
+            [asdict(term) for term in terms],
+            total,
+            crop,
+            mirror,
+            zoom,
+            _identity(data),
+            validation and _identity(validation),
+            preprocessing and asdict(preprocessing),
+        ]
+        path, fingerprint = Path(checkpoint_file), _fingerprint(facts, network, teacher)
     run = (
         restored(path, fingerprint)
         if resume and path is not None and path.exists()

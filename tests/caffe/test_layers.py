@@ -168,3 +168,13 @@ def test_agrees_with_opencv(name, tmp_path):
     for blob, values in expected.items():
         assert results[blob].shape == values.shape
         assert relative_difference(results[blob], values) < 1e-5
+
+
+def test_a_convolution_may_name_one_pad():
+    """Caffe takes 0 for the other; OpenCV passes over both."""
+    found = []
+    for pads in ("pad_h: 1", "pad_h: 1 pad_w: 0"):
+        body = f"num_output: 6 kernel_h: 3 kernel_w: 1 {pads}"
+        text = input_layer("data", 1, *IMAGE["data"]) + conv(body).text
+        found.append(import_caffe_text(text).graph[0].attributes["pads"].as_ints())
+    assert list(found[0]) == list(found[1]) == [1, 0, 1, 0]

@@ -70,6 +70,13 @@ def test_enlarged_images_show_less(images):
         batches(images, seed=1, zoom=0.5)
 
 
+def test_images_enlarged_beyond_a_pixel_show_one(images):
+    for file in images.samples:
+        Image.new("L", (12, 12), 90).save(file)
+    draw = batches(images, seed=1, zoom=1e4)
+    assert all((draw(step)[0] == 90).all() for step in range(5))
+
+
 def test_too_few_samples(images):
     with pytest.raises(InputError, match="has 7 samples, fewer than a batch of 8"):
         shuffled(images, shape=(1, 9, 8), preprocessing=PREPROCESSING, batch=8, seed=0)
