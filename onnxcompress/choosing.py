@@ -200,7 +200,7 @@ def _scores(
             flops_weight=rule.flops_weight,
             preprocessing=data.preprocessing,
         )
-        return score(network, graph)
+        return score(network, graph, steps_of(progress, "scoring filters"))
     moments = moments_on(network, data, parts, progress)
     assert moments is not None
     return data_scores(criterion, graph, factor_layers(network, concrete_shapes(network)), moments)

@@ -34,7 +34,7 @@ from onnxcompress.pipeline import carry_out, measured, train
 from onnxcompress.plan import Plan, read_plan
 from onnxcompress.planning.search import Planner, parse_target
 from onnxcompress.planning.survey import survey
-from onnxcompress.progress import Progress, steps_of
+from onnxcompress.progress import Progress
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.interleaved import TAYLOR, prune_and_train
 from onnxcompress.recovery.training import Training
@@ -291,7 +291,7 @@ def _pruned_in_rounds(
         skip=tuple(rule.skip),
         recipe=Recipe(seed=rule.seed),
         preprocessing=data.preprocessing,
-        progress=steps_of(progress, "pruning in rounds"),
+        progress=progress,
     )
     stages = [Stage("original", original, cost(original))]
     rounds = {}

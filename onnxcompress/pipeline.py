@@ -91,7 +91,7 @@ def train(
         parts,
         training,
         preprocessing=data.preprocessing,
-        progress=steps_of(progress, "training"),
+        progress=progress,
     )
     stage = Stage("trained", done.model, last.cost, done)
     close = closeness(original, done.model, parts.report)

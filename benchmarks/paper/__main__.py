@@ -25,6 +25,7 @@ from benchmarks.paper import arms, report, tasks
 from benchmarks.paper.settings import DIGITS, FULL, QUICK, Settings
 from onnxcompress.model import write_text
 from onnxcompress.plan import members
+from onnxcompress.progress import Progress
 
 RESULTS = tasks.ROOT / "benchmarks" / "results" / "paper"
 PROGRESS_SECONDS = 60.0
@@ -32,7 +33,7 @@ PROGRESS_SECONDS = 60.0
 console = Console(highlight=False, width=160)
 
 
-def every_minute(label: str) -> tasks.Progress:
+def every_minute(label: str) -> Progress:
     """A progress line a minute."""
     said = began = time.monotonic()
 

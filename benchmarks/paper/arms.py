@@ -6,16 +6,16 @@ iterative pruning, which go by labels alone. Only how it is compressed differs.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
 
 import onnxcompress as oc
 from benchmarks.paper.settings import Settings
-from benchmarks.paper.tasks import Progress, Task
+from benchmarks.paper.tasks import Task
 from onnxcompress.model import simplify, write_text
 from onnxcompress.plan import Ranks, read_plan, to_yaml
+from onnxcompress.progress import Progress
 from onnxcompress.pruning.interleaved import prune_and_train
 
 
@@ -40,10 +40,6 @@ class Run:
     def recipe(self) -> oc.Recipe:
         """How to train; the rate is found on the first batches."""
         return oc.Recipe(batch=self.settings.batch, seed=self.seed)
-
-    def says(self, what: str) -> Callable[[int, int], None]:
-        """A report of the progress of one part of the work."""
-        return partial(self.progress, what)
 
 
 @dataclass(frozen=True)
@@ -118,7 +114,7 @@ def _pruned(run: Run, share: float) -> tuple[ir.Model, dict[str, int]]:
         labels=True,
         limit=settings.scored,
         recipe=run.recipe(),
-        progress=run.says("pruning in rounds"),
+        progress=run.progress,
     )
     return model, {name: len(indices) for name, indices in filters.items()}
 
@@ -134,6 +130,6 @@ def _trained(run: Run, model: ir.Model, steps: int) -> ir.Model:
         validation=task.validation,
         steps=steps,
         recipe=run.recipe(),
-        progress=run.says("training"),
+        progress=run.progress,
     )
     return found.model

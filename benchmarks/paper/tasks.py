@@ -1,6 +1,6 @@
 """What is compressed: a network that was fine-tuned to a small task, and the task's images in three parts."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from models.digits_data import load_digits_parts
 from onnxcompress import preprocessing
 from onnxcompress.data import Data, open_data, pick
 from onnxcompress.model import refresh
+from onnxcompress.progress import Progress, within
 from onnxcompress.shapes import concrete_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,8 +26,6 @@ HELD_BACK = 8
 """One of so many training images of every class is kept for validation."""
 TESTED = 5
 """One of so many images is a test image where the data does not say which are."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def fine_tuned(
             recipe=oc.Recipe(batch=settings.batch),
             checkpoint_file=checkpoint,
             resume=True,
-            progress=lambda done, total: progress("fine-tuning to the task", done, total),
+            progress=within(progress, "fine-tuning to the task"),
         )
         oc.save(found.model, network)
     checkpoint.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """The verbs of the package, one command each."""
 
-import functools
 import json
 from collections.abc import Callable
 from dataclasses import asdict
@@ -525,7 +524,7 @@ def finetune(
                 preprocessing=preprocessing_of(network, channel_order, mean, scale, resize, crop),
                 checkpoint_file=checkpoint,
                 resume=resume,
-                progress=functools.partial(advance, "training"),
+                progress=advance,
                 on_epoch=tell,
             )
     except KeyboardInterrupt:

@@ -1,6 +1,5 @@
 """Taylor pruning with training in between, as the paper by Molchanov et al. (2017) does it."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import onnx_ir as ir
@@ -9,9 +8,9 @@ from numpy.typing import NDArray
 from onnxcompress import preprocessing as prep
 from onnxcompress.data import Data, batches
 from onnxcompress.errors import InputError
-from onnxcompress.progress import Steps
+from onnxcompress.progress import Progress, Steps, counted
 from onnxcompress.pruning.channels import ChannelGraph
-from onnxcompress.pruning.iterative import prune_in_steps
+from onnxcompress.pruning.iterative import Score, prune_in_steps
 from onnxcompress.pruning.taylor import taylor_scores
 from onnxcompress.training.finetuning import finetune, for_network
 from onnxcompress.training.trainer import Recipe
@@ -30,7 +29,7 @@ def score_by_taylor(
     seed: int = 0,
     flops_weight: float = 0.0,
     preprocessing: prep.Preprocessing | None = None,
-) -> Callable[[ir.Model, ChannelGraph], NDArray]:
+) -> Score:
     """A function from a network and its channels to `taylor_scores` on data.
 
     Args:
@@ -41,7 +40,7 @@ def score_by_taylor(
         preprocessing: the steps from image to array; None takes those that the network carries.
     """
 
-    def score(network: ir.Model, graph: ChannelGraph) -> NDArray:
+    def score(network: ir.Model, graph: ChannelGraph, progress: Steps | None) -> NDArray:
         (value,) = network.graph.inputs
         shape = [dim if isinstance(dim, int) else None for dim in value.shape or ()]
         samples = shape[0] or SAMPLES
@@ -52,6 +51,8 @@ def score_by_taylor(
             batch=samples,
             limit=limit,
         )
+        count = -(-min(len(data), limit or len(data)) // samples)
+        stream = counted(stream, count, progress)
         return taylor_scores(network, graph, stream, samples=samples, seed=seed, flops_weight=flops_weight)
 
     return score
@@ -72,7 +73,7 @@ def prune_and_train(
     skip: tuple[str, ...] = (),
     recipe: Recipe | None = None,
     preprocessing: prep.Preprocessing | None = None,
-    progress: Steps | None = None,
+    progress: Progress | None = None,
 ) -> tuple[ir.Model, dict[str, list[int]], int]:
     """Score by Taylor expansion, remove some filters, train; until enough are gone.
 
@@ -90,7 +91,7 @@ def prune_and_train(
         skip: glob patterns of layer names that keep all their filters.
         recipe: of the training; a rate that is not given is found in the first round.
         preprocessing: the steps from image to array; None takes those that the network carries.
-        progress: called with (rounds done, rounds in all).
+        progress: called with (what is done, steps done, steps in all).
 
     Returns:
         As `iterative.prune_in_steps`.
@@ -102,7 +103,7 @@ def prune_and_train(
         raise InputError(f"step: {step} is not in (0, 1)")
     plan = for_network(recipe or Recipe(), network)
 
-    def recover(pruned: ir.Model) -> ir.Model:
+    def recover(pruned: ir.Model, progress: Progress | None) -> ir.Model:
         nonlocal plan
         result = finetune(
             pruned,
@@ -112,6 +113,7 @@ def prune_and_train(
             steps=steps,
             recipe=plan,
             preprocessing=preprocessing,
+            progress=progress,
         )
         plan = replace(plan, rate=result.rate)
         return result.model

@@ -7,15 +7,15 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.lrn import rewrite_lrn
-from onnxcompress.progress import Steps
+from onnxcompress.progress import Progress, Steps, steps_of, within
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.pruning.selection import select, skipped
 from onnxcompress.pruning.surgery import filters_of, remove_filters
 from onnxcompress.shapes import concrete_shapes
 
-Score = Callable[[ir.Model, ChannelGraph], NDArray[np.float64]]
-Recover = Callable[[ir.Model], ir.Model]
+Score = Callable[[ir.Model, ChannelGraph, Steps | None], NDArray[np.float64]]
+Recover = Callable[[ir.Model, Progress | None], ir.Model]
 
 
 def prune_in_steps(
@@ -28,7 +28,7 @@ def prune_in_steps(
     scope: str = "global",
     round_to: int = 1,
     skip: tuple[str, ...] = (),
-    progress: Steps | None = None,
+    progress: Progress | None = None,
 ) -> tuple[ir.Model, dict[str, list[int]], int]:
     """Remove filters in several rounds: score, remove, recover.
 
@@ -36,12 +36,12 @@ def prune_in_steps(
         network: a simplified network; not touched.
         ratio: share of the filters to remove in all, in [0, 1).
         step: share of the original filters to remove per round, in (0, 1).
-        score: importance of every channel set of a network.
-        recover: trains the weights of a network.
+        score: importance of every channel set of a network; told how far it is.
+        recover: trains the weights of a network; likewise.
         scope: as for `selection.select`, like the next two.
         round_to: layers keep a multiple of so many filters.
         skip: glob patterns of layer names that keep all their filters.
-        progress: called with (rounds done, rounds in all).
+        progress: called with (what is done, steps done, steps in all).
 
     Returns:
         (the network after the last recovery; the filters that were removed, by layer, with the numbers that
@@ -52,6 +52,7 @@ def prune_in_steps(
     removed: dict[str, list[int]] = {}
     available = missing = 0
     for number in range(1, rounds + 1):
+        here = within(progress, f"round {number} of {rounds}")
         gone = sum(map(len, removed.values()))
         graph = analyse(network, concrete_shapes(network))
         if number == 1:
@@ -61,19 +62,17 @@ def prune_in_steps(
             network,
             graph,
             ratio=min(1.0, max(0.0, (ratio * number / rounds * available - gone) / (available - gone))),
-            scores=score(network, graph),
+            scores=score(network, graph, steps_of(here, "scoring")),
             scope=scope,
             round_to=round_to,
             skip=skip,
         )
         filters = filters_of(graph, chosen)
         if filters:
-            network = recover(remove_filters(network, filters))
+            network = recover(remove_filters(network, filters), here)
         for name, indices in filters.items():
             removed.setdefault(name, []).extend(left[name][indices].tolist())
             left[name] = np.delete(left[name], indices)
-        if progress is not None:
-            progress(number, rounds)
     # Bands stay dense until now: cut into groups, they tie channels.
     network = rewrite_lrn(network, [])
     return network, {name: sorted(indices) for name, indices in removed.items()}, missing

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from onnxcompress.calibration.samples import Parts
 from onnxcompress.preprocessing import Preprocessing
-from onnxcompress.progress import Steps
+from onnxcompress.progress import Progress
 from onnxcompress.training.finetuning import Finetuned, finetune, for_network
 from onnxcompress.training.trainer import Recipe
 
@@ -31,7 +31,7 @@ def trained(
     training: Training,
     *,
     preprocessing: Preprocessing | None = None,
-    progress: Steps | None = None,
+    progress: Progress | None = None,
 ) -> Finetuned:
     """Train after the original's answers, and by labels where the samples have some.
 
@@ -43,7 +43,7 @@ def trained(
         parts: the samples.
         training: how.
         preprocessing: from image to array; None takes what the network carries.
-        progress: called with (steps done, steps in all).
+        progress: called with (what is done, steps done, steps in all).
 
     Raises:
         InputError: as `finetune`.

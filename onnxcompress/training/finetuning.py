@@ -14,7 +14,7 @@ from onnxcompress.errors import InputError, naming
 from onnxcompress.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.measure.accuracy import Accuracy, evaluate
 from onnxcompress.model import files_of, load, simplify
-from onnxcompress.progress import Steps
+from onnxcompress.progress import Progress, Steps, steps_of
 from onnxcompress.runtime import run as run_network
 from onnxcompress.runtime import session
 from onnxcompress.training.batches import shuffled
@@ -65,7 +65,7 @@ def finetune(
     preprocessing: prep.Preprocessing | None = None,
     checkpoint_file: str | Path | None = None,
     resume: bool = False,
-    progress: Steps | None = None,
+    progress: Progress | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
 ) -> Finetuned:
     """Train the weights of a network; its shape stays.
@@ -89,7 +89,7 @@ def finetune(
         preprocessing: the steps from image to array; None takes those that the network carries.
         checkpoint_file: where the state is kept while training goes on. It stays there.
         resume: go on from the checkpoint, if there is one.
-        progress: called with (steps done, steps in all) after each step.
+        progress: called with (what is done, steps done, steps in all).
         on_epoch: called after each epoch.
 
     Raises:
@@ -157,16 +157,18 @@ def finetune(
         else Run(start(current(network, list(multipliers)), recipe))
     )
     if run.rate is None:
-        run.rate = recipe.rate or find_rate(loss, run.state, multipliers, batch_of, recipe)
+        run.rate = recipe.rate or find_rate(
+            loss, run.state, multipliers, batch_of, recipe, steps_of(progress, "looking for a rate")
+        )
     recipe = replace(recipe, rate=run.rate)
     go(
         run,
         train(loss, run.state, multipliers, batch_of, total, recipe),
         total=total,
         per_epoch=per_epoch,
-        validate=_validation(network, validation, teacher, preprocessing),
+        validate=_validation(network, validation, teacher, preprocessing, steps_of(progress, "validating")),
         keep=keeper(path, fingerprint),
-        progress=progress,
+        progress=steps_of(progress, "training"),
         on_epoch=on_epoch,
     )
     return Finetuned(with_weights(network, run.best_weights), run.best, run.rate, tuple(run.curve))
@@ -276,14 +278,17 @@ def _validation(
     data: Data | None,
     teacher: ir.Model | None,
     preprocessing: prep.Preprocessing | None,
+    progress: Steps | None,
 ) -> Callable[[dict[str, np.ndarray]], Accuracy | None]:
     def validate(weights: dict[str, np.ndarray]) -> Accuracy | None:
         if data is None:
             return None
         tested = with_weights(network, weights)
         if data.labels is not None:
-            return evaluate(tested, data, preprocessing=preprocessing)
-        return evaluate(probabilities(tested), data, reference=target, preprocessing=preprocessing)
+            return evaluate(tested, data, preprocessing=preprocessing, progress=progress)
+        return evaluate(
+            probabilities(tested), data, reference=target, preprocessing=preprocessing, progress=progress
+        )
 
     if data is not None and data.labels is None and teacher is None:
         raise InputError(f"{data.name}: validation data needs labels where there is no teacher")

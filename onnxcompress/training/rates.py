@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from onnxcompress.errors import InputError
+from onnxcompress.progress import Steps
 from onnxcompress.training.losses import Loss
 from onnxcompress.training.parameters import Multipliers
 from onnxcompress.training.schedules import Schedule
@@ -25,6 +26,7 @@ def find_rate(
     multipliers: Mapping[str, Multipliers],
     batch_of: Callable[[int], Batch],
     recipe: Recipe,
+    progress: Steps | None = None,
 ) -> float:
     """The rate, of `CANDIDATES`, with which the training loss falls most in a few steps.
 
@@ -37,14 +39,19 @@ def find_rate(
         multipliers: by weight.
         batch_of: from the number of a step to its batch.
         recipe: whose rate is to be found.
+        progress: called with (steps done, steps that it takes at most).
     """
     batches = [batch_of(step) for step in range(STEPS)]
     found: dict[float, float] = {}
-    for rate in CANDIDATES:
+    for number, rate in enumerate(CANDIDATES):
         trial = replace(recipe, rate=rate, schedule=Schedule("fixed"))
         try:
-            steps = train(loss, deepcopy(state), multipliers, batches.__getitem__, STEPS, trial)
-            found[rate] = float(np.mean([step.loss for step in steps][STEPS // 2 :]))
+            losses = []
+            for step in train(loss, deepcopy(state), multipliers, batches.__getitem__, STEPS, trial):
+                losses.append(step.loss)
+                if progress is not None:
+                    progress(number * STEPS + len(losses), len(CANDIDATES) * STEPS)
+            found[rate] = float(np.mean(losses[STEPS // 2 :]))
         except InputError:  # not finite any more
             break
         if found[rate] > min(found.values()):

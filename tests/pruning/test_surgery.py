@@ -166,8 +166,8 @@ def test_channels_before_an_lrn_that_has_lost_some_are_free_in_later_rounds():
         simplify(model),
         ratio=0.5,
         step=0.1,
-        score=lambda network, graph: np.random.default_rng(0).random(graph.set_of.max() + 1),
-        recover=lambda pruned: pruned,
+        score=lambda network, graph, progress: np.random.default_rng(0).random(graph.set_of.max() + 1),
+        recover=lambda pruned, progress: pruned,
     )
     assert len(removed["conv0"]) == 20
     assert missing == 0

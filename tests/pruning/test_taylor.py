@@ -87,8 +87,8 @@ def test_rounds_remove_what_one_application_of_their_filters_removes(trained):
         model,
         ratio=0.5,
         step=0.2,
-        score=lambda _, graph: set_scores(graph, "l2", 0),
-        recover=lambda network: network,
+        score=lambda _, graph, progress: set_scores(graph, "l2", 0),
+        recover=lambda network, progress: network,
         scope="layer",
     )
     at_once = remove_filters(model, filters)
@@ -104,8 +104,8 @@ def test_each_round_is_recovered(trained):
         simplify(trained),
         ratio=0.4,
         step=0.1,
-        score=lambda _, graph: set_scores(graph, "l1", 0),
-        recover=lambda network: seen.append(oc.cost(network).macs) or network,
+        score=lambda _, graph, progress: set_scores(graph, "l1", 0),
+        recover=lambda network, progress: seen.append(oc.cost(network).macs) or network,
     )
     assert len(seen) == 4
     assert seen == sorted(seen, reverse=True)
@@ -129,3 +129,22 @@ def test_as_a_criterion_of_prune(trained, tmp_path):
     assert {name: len(filters) for name, filters in plans[0].items()} == {"conv1": 4, "conv2": 6}
     with pytest.raises(oc.InputError, match="taylor needs calibration data"):
         oc.prune(trained, criterion="taylor")
+
+
+def test_rounds_tell_what_is_done_in_them(trained):
+    said = []
+    prune_and_train(
+        simplify(trained),
+        samples(64),
+        labels=True,
+        ratio=0.4,
+        step=0.2,
+        steps=2,
+        limit=20,
+        recipe=Recipe(rate=0.02, batch=16),
+        progress=lambda *arguments: said.append(arguments),
+    )
+    for number in (1, 2):
+        assert said.index((f"round {number} of 2: scoring", 3, 3)) < said.index(
+            (f"round {number} of 2: training", 2, 2)
+        )

@@ -281,3 +281,19 @@ def test_an_error_about_a_network_names_its_file(tmp_path):
     for model, teacher in ((bad, good), (good, bad)):
         with pytest.raises(oc.InputError, match=rf"^{re.escape(str(bad))}: .*"):
             finetune(model, samples(32), teacher=teacher, steps=1, recipe=RECIPE)
+
+
+def test_all_that_takes_long_is_told():
+    said = []
+    finetune(
+        network(),
+        samples(64),
+        labels=True,
+        validation=samples(16, seed=8),
+        steps=3,
+        recipe=Recipe(batch=16),
+        progress=lambda *arguments: said.append(arguments),
+    )
+    assert {what for what, _, _ in said} == {"looking for a rate", "training", "validating"}
+    assert all(0 < done <= total for _, done, total in said)
+    assert [done for what, done, _ in said if what == "training"] == [1, 2, 3]
