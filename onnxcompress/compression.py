@@ -326,7 +326,7 @@ def _by_the_paper(
     if training is None:
         return _noting(going, carry_out(original, network, plan, parts, progress))
     second = carry_out(original, pruned, Plan(decompose=chain.ranks), parts, progress)
-    second = train(second, training, data, parts, progress)
+    second = train(second, training, data, parts, progress, whole=plan)
     plan = replace(plan, trained=first.plan.trained | second.plan.trained)
     return _noting(going, replace(second, stages=(*first.stages, *second.stages[1:]), plan=plan))
 

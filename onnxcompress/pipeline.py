@@ -77,8 +77,18 @@ def train(
     data: Calibration | None,
     parts: Parts | None,
     progress: Progress | None,
+    whole: Plan | None = None,
 ) -> Compressed:
-    """The result with one more stage; as it is where nothing was compressed or no training is wanted."""
+    """The result with one more stage; as it is where nothing was compressed or no training is wanted.
+
+    Args:
+        result: to train.
+        training: how; None for not at all.
+        data: where the samples are from.
+        parts: the samples.
+        progress: called with (what is done, steps done, steps in all).
+        whole: the plan from the original on, where the result's own is only the last part of it.
+    """
     if training is None or not (result.plan.prune or result.plan.decompose):
         return result
     assert data is not None
@@ -90,6 +100,7 @@ def train(
         last.model,
         parts,
         training,
+        whole or result.plan,
         preprocessing=data.preprocessing,
         progress=progress,
     )

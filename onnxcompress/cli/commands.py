@@ -306,9 +306,9 @@ def compress(
     Without a target: prune, then decompose what is left, in the order of Goyal et al. (2019), with the
     options --ratio … --include-gemm.
 
-    --finetune trains what came of it after the original's answers, and by labels with --labels. The epoch
-    that does best on the samples for choosing is taken. To be able to interrupt the training, compress
-    without it and call finetune, which has --resume.
+    --finetune trains what came of it: after what the original's layers give, or with --labels by these and
+    after its answers. The epoch that does best on the samples for choosing is taken. To be able to interrupt
+    the training, compress without it and call finetune --plan, which has --resume.
 
     LRN is written as banded convolutions, which is exact and faster.
     Writes OUTPUT, and the plan beside it as .plan.yaml.
@@ -428,6 +428,10 @@ def finetune(
     teacher: Annotated[
         Path | None, typer.Option(help="Network whose answers are to be matched, most often the original.")
     ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="Plan that led from it to MODEL: what its layers give is matched instead."),
+    ] = None,
     labels: Annotated[bool, typer.Option("--labels", help="The data's labels are to be matched.")] = False,
     val: Annotated[
         Path | None, typer.Option(help="Data after which the best epoch is chosen; without it, the last.")
@@ -477,13 +481,14 @@ def finetune(
 ) -> None:
     """Train the weights: after a teacher, by labels, or both.
 
-    A teacher needs no labels: its answers are matched.
+    A teacher needs no labels: its answers are matched, or with --plan what each of its layers gives, which
+    needs far fewer samples.
     The state is kept in OUTPUT.checkpoint until the end, for --resume.
     """
     from onnxcompress.caffe.solver import read_solver
     from onnxcompress.training.schedules import Schedule
 
-    network = _read(model, output, data, teacher, val, solver)
+    network = _read(model, output, data, teacher, val, solver, plan)
     recipe = verbs.Recipe(
         optimizer=optimizer,
         rate=0.1 if solver is not None else rate,
@@ -521,6 +526,7 @@ def finetune(
                 crop=random_crop,
                 mirror=mirror,
                 zoom=zoom,
+                plan=plan,
                 preprocessing=preprocessing_of(network, channel_order, mean, scale, resize, crop),
                 checkpoint_file=checkpoint,
                 resume=resume,

@@ -1,10 +1,11 @@
-"""Training a compressed network on its calibration samples, after the original's answers or by labels."""
+"""Training a compressed network on its calibration samples, after the original or by labels."""
 
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
 from onnxcompress.calibration.samples import Parts
+from onnxcompress.plan import Plan
 from onnxcompress.preprocessing import Preprocessing
 from onnxcompress.progress import Progress
 from onnxcompress.training.finetuning import Finetuned, finetune, for_network
@@ -29,19 +30,21 @@ def trained(
     network: ir.Model,
     parts: Parts,
     training: Training,
+    plan: Plan,
     *,
     preprocessing: Preprocessing | None = None,
     progress: Progress | None = None,
 ) -> Finetuned:
-    """Train after the original's answers, and by labels where the samples have some.
+    """Train after what the original's layers give; with labels, by these and by its class probabilities.
 
-    Those for fitting are trained on; those for choosing tell the best epoch.
+    Samples for fitting are trained on; those for choosing tell the best epoch.
 
     Args:
         original: the teacher.
         network: to train; not touched.
         parts: the samples.
         training: how.
+        plan: that led from the original to the network.
         preprocessing: from image to array; None takes what the network carries.
         progress: called with (what is done, steps done, steps in all).
 
@@ -55,6 +58,7 @@ def trained(
         teacher=original,
         labels=data.labels is not None,
         validation=parts.choose.data,
+        plan=plan if data.labels is None else None,
         epochs=training.epochs,
         recipe=for_network(training.recipe, network),
         preprocessing=preprocessing,

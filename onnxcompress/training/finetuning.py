@@ -11,18 +11,17 @@ import onnx_ir as ir
 from onnxcompress import preprocessing as prep
 from onnxcompress.data import Data, open_data
 from onnxcompress.errors import InputError, naming
-from onnxcompress.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.measure.accuracy import Accuracy, evaluate
 from onnxcompress.model import files_of, load, simplify
+from onnxcompress.plan import Plan, read_plan
 from onnxcompress.progress import Progress, Steps, steps_of
-from onnxcompress.runtime import run as run_network
-from onnxcompress.runtime import session
 from onnxcompress.training.batches import shuffled
 from onnxcompress.training.head import new_head as make_head
-from onnxcompress.training.losses import Loss, Term, probabilities, scoring, softmax
+from onnxcompress.training.losses import Loss, Term, probabilities
 from onnxcompress.training.parameters import Multipliers, current, trainable, with_weights
 from onnxcompress.training.rates import find_rate
 from onnxcompress.training.runs import Epoch, Run, go, keeper, restored
+from onnxcompress.training.teaching import Teaching, by_probabilities, by_responses
 from onnxcompress.training.trainer import Batch, Recipe, start, train
 
 HEAD_RATE = 10.0
@@ -62,6 +61,7 @@ def finetune(
     crop: bool = True,
     mirror: bool = True,
     zoom: float = 1.0,
+    plan: Plan | str | Path | None = None,
     preprocessing: prep.Preprocessing | None = None,
     checkpoint_file: str | Path | None = None,
     resume: bool = False,
@@ -86,6 +86,8 @@ def finetune(
         crop: take training images from anywhere in the larger image that preprocessing gives, not its centre.
         mirror: turn half of the training images left to right.
         zoom: show them enlarged by a random factor between 1 and this.
+        plan: by which the network was made from the teacher, or its path. What is matched is then, instead of
+            the class probabilities, what the teacher's layers give, as far as the network still has them.
         preprocessing: the steps from image to array; None takes those that the network carries.
         checkpoint_file: where the state is kept while training goes on. It stays there.
         resume: go on from the checkpoint, if there is one.
@@ -97,13 +99,12 @@ def finetune(
             no gradient, or the loss is not finite any more.
     """
     recipe = recipe or Recipe()
-    _check_options(teacher is not None, labels, temperature, teacher_weight)
+    _check_options(teacher is not None, labels, plan is not None, temperature, teacher_weight)
     if steps is None:
         _check_epochs(epochs)
     data = data if isinstance(data, Data) else open_data(data)
     if validation is not None and not isinstance(validation, Data):
         validation = open_data(validation)
-    terms = _terms(teacher is not None, labels, temperature, teacher_weight)
     given = load(model)
     head: list[str] = []
     with naming(files_of(given)):
@@ -114,14 +115,22 @@ def finetune(
         for name in head:
             old = multipliers[name]
             multipliers[name] = Multipliers(HEAD_RATE * (old.rate or 1), old.decay)
-        loss = Loss(network, list(multipliers), terms, _samples(network, recipe))
-    preprocessing = preprocessing or prep.read(network)
-    teach = None
+    teaching, filters = None, None
+    share = teacher_weight if labels else 1.0
     if teacher is not None:
         original = load(teacher)
         with naming(files_of(original)):
             teacher = simplify(original)
-            teach = teacher_of(teacher, loss.classes, temperature)
+            if plan is None:
+                teaching = by_probabilities(teacher, network, temperature, share)
+            else:
+                filters = (plan if isinstance(plan, Plan) else read_plan(plan)).prune
+                teaching = by_responses(teacher, network, filters, share)
+    by_labels = [Term(1 - share if teaching else 1.0)] if labels else []
+    terms = [*by_labels, *(teaching.terms if teaching else [])]
+    with naming(files_of(given)):
+        loss = Loss(network, list(multipliers), terms, _samples(network, recipe))
+    preprocessing = preprocessing or prep.read(network)
     draw = shuffled(
         data,
         shape=[dim if isinstance(dim, int) else None for dim in (network.graph.inputs[0].shape or ())[1:]],
@@ -132,7 +141,7 @@ def finetune(
         mirror=mirror,
         zoom=zoom,
     )
-    batch_of = _batches(data, loss, teach, labels, draw)
+    batch_of = _batches(data, loss, teaching, labels, draw)
     per_epoch = len(data) // (recipe.batch * recipe.iter_size)
     total = steps if steps is not None else round(epochs * per_epoch)
     if total < 1:
@@ -146,6 +155,7 @@ def finetune(
             crop,
             mirror,
             zoom,
+            filters,
             _identity(data),
             validation and _identity(validation),
             preprocessing and asdict(preprocessing),
@@ -197,19 +207,17 @@ def _check_epochs(epochs: float) -> None:
         raise InputError(f"epochs: {epochs} is not a number above 0")
 
 
-def _check_options(teacher: bool, labels: bool, temperature: float, teacher_weight: float) -> None:
+def _check_options(
+    teacher: bool, labels: bool, plan: bool, temperature: float, teacher_weight: float
+) -> None:
     if not teacher and not labels:
         raise InputError("nothing to learn from: give --teacher, or --labels for data that has them, or both")
+    if plan and not teacher:
+        raise InputError("plan: the responses to be matched are those of a teacher: give --teacher, too")
     if not temperature > 0:
         raise InputError(f"temperature: {temperature} is not above 0")
     if not 0 < teacher_weight < 1:
         raise InputError(f"teacher-weight: {teacher_weight} is not in (0, 1)")
-
-
-def _terms(teacher: bool, labels: bool, temperature: float, teacher_weight: float) -> list[Term]:
-    share = teacher_weight if labels else 1.0
-    terms = [Term(1 - share if teacher else 1.0)] if labels else []
-    return [*terms, Term(share, temperature)] if teacher else terms
 
 
 def _samples(network: ir.Model, recipe: Recipe) -> int:
@@ -227,7 +235,7 @@ def _samples(network: ir.Model, recipe: Recipe) -> int:
 def _batches(
     data: Data,
     loss: Loss,
-    teach: Callable[[np.ndarray], np.ndarray] | None,
+    teaching: Teaching | None,
     labels: bool,
     draw: Callable[[int], tuple[np.ndarray, np.ndarray | None]],
 ) -> Callable[[int], Batch]:
@@ -244,33 +252,9 @@ def _batches(
     def batch_of(step: int) -> Batch:
         x, drawn = draw(step)
         targets = [eye[drawn]] if labels else []
-        return x, [*targets, teach(x)] if teach is not None else targets
+        return x, [*targets, *teaching.targets(x)] if teaching is not None else targets
 
     return batch_of
-
-
-def teacher_of(model: ir.Model, classes: int, temperature: float) -> Callable[[np.ndarray], np.ndarray]:
-    """A function from samples to a network's class probabilities at a temperature.
-
-    Raises:
-        InputError: when it has another number of classes.
-    """
-    scores = scoring(rewrite_lrn(model, lrn_nodes(model)))
-    runnable = session(scores)
-    (value,) = runnable.get_inputs()
-    fixed = value.shape[0] if isinstance(value.shape[0], int) else None
-
-    def teach(x: np.ndarray) -> np.ndarray:
-        size = fixed or len(x)
-        filled = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
-        starts = range(0, len(filled), size)
-        parts = [run_network(runnable, {value.name: filled[at : at + size]})[0] for at in starts]
-        found = np.concatenate(parts)[: len(x)].reshape(len(x), -1)
-        if found.shape[1] != classes:
-            raise InputError(f"the teacher has {found.shape[1]} classes, the network {classes}")
-        return softmax(found, temperature)
-
-    return teach
 
 
 def _validation(

@@ -1,4 +1,4 @@
-"""What is made small: the cross entropy of a network's class scores against targets."""
+"""What is made small: the error of class scores, or of layers' responses, against targets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from onnxcompress.errors import InputError
 from onnxcompress.runtime import run, session
 from onnxcompress.shapes import concrete_shapes
 from onnxcompress.training.gradients import back, graph_of, modern, record
+from onnxcompress.training.tape import Shape, Tape
 
 PASSING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Dropout"})
 """Operators that leave class scores as they are."""
@@ -29,6 +30,19 @@ class Term:
 
     weight: float = 1.0
     temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class Match:
+    """A part of the loss: weight · Σ (response − target)² / Σ target², sums over a batch.
+
+    Attributes:
+        value: name of the response in the network.
+        weight: factor.
+    """
+
+    value: str
+    weight: float = 1.0
 
 
 def scores_of(model: ir.Model) -> ir.Value:
@@ -97,27 +111,31 @@ class Loss:
         InputError: naming the operator and the node that gradients cannot pass.
     """
 
-    def __init__(self, model: ir.Model, trained: Sequence[str], terms: Sequence[Term], samples: int) -> None:
+    def __init__(
+        self, model: ir.Model, trained: Sequence[str], terms: Sequence[Term | Match], samples: int
+    ) -> None:
         model = modern(model)
         shapes = concrete_shapes(model, batch=samples)
         scores = str(scores_of(model).name)
         self.samples, self.classes = samples, shapes[scores][1]
         self._trained = list(trained)
         self._input = str(model.graph.inputs[0].name)
-        forward = record(model, shapes, [scores], trained=trained)
-        tape, z = forward.tape, forward.values[scores]
-        flat = tape.reshape(z, (samples, self.classes))
-        targets, losses, seeds = [], [], []
-        for number, term in enumerate(terms):
-            target = ir.val(f"target.{number}", ir.DataType.FLOAT, (samples, self.classes))
+        names = [term.value if isinstance(term, Match) else scores for term in terms]
+        forward = record(model, shapes, names, trained=trained)
+        tape = forward.tape
+        targets, losses = [], []
+        seeds: dict[ir.Value, list[ir.Value]] = {}
+        for number, (term, name) in enumerate(zip(terms, names, strict=True)):
+            y, shape = forward.values[name], shapes[name]
+            target = ir.val(f"target.{number}", ir.DataType.FLOAT)
             targets.append(target)
-            t = term.temperature
-            logarithms = tape.emit("LogSoftmax", flat if t == 1 else tape.mul(flat, 1 / t), axis=1)
-            likelihood = tape.sum(tape.mul(logarithms, target), [0, 1])
-            losses.append(tape.mul(likelihood, -term.weight * t * t / samples))
-            difference = tape.sub(tape.emit("Exp", logarithms), target)
-            seeds.append(tape.mul(difference, term.weight * t / samples))
-        at = back(forward, {z: tape.reshape(tape.total(seeds), shapes[scores])})
+            if isinstance(term, Match):
+                loss, seed = _error(tape, term, y, target)
+            else:
+                loss, seed = _entropy(tape, term, y, shape, target)
+            losses.append(loss)
+            seeds.setdefault(y, []).append(seed)
+        at = back(forward, {y: tape.total(parts) for y, parts in seeds.items()})
         outputs = {"loss": tape.total(losses)}
         outputs |= {f"gradient.{n}": at(forward.values[name]) for n, name in enumerate(self._trained)}
         self._session = session(graph_of(forward, [*forward.inputs, *targets], outputs))
@@ -132,9 +150,30 @@ class Loss:
         Args:
             weights: by name.
             x: samples, (samples, …).
-            targets: for every term probabilities, float32, (samples, classes).
+            targets: for every term: probabilities, float32, (samples, classes); or a response.
         """
         feeds = {name: weights[name] for name in self._fed} | {self._input: x}
         feeds |= {f"target.{number}": target for number, target in enumerate(targets)}
         loss, *gradients = run(self._session, feeds)
         return float(loss), dict(zip(self._trained, gradients, strict=True))
+
+
+def _entropy(
+    tape: Tape, term: Term, y: ir.Value, shape: Shape, target: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """A term and its gradient at the class scores."""
+    t, samples = term.temperature, shape[0]
+    flat = tape.reshape(y, shape[:2])
+    logarithms = tape.emit("LogSoftmax", flat if t == 1 else tape.mul(flat, 1 / t), axis=1)
+    likelihood = tape.sum(tape.mul(logarithms, target), [0, 1])
+    difference = tape.sub(tape.emit("Exp", logarithms), target)
+    seed = tape.reshape(tape.mul(difference, term.weight * t / samples), shape)
+    return tape.mul(likelihood, -term.weight * t * t / samples), seed
+
+
+def _error(tape: Tape, term: Match, y: ir.Value, target: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """A term and its gradient at the response."""
+    difference = tape.sub(y, target)
+    size = tape.add(tape.emit("ReduceSumSquare", target, keepdims=0), float(np.finfo(np.float32).tiny))
+    error = tape.div(tape.emit("ReduceSumSquare", difference, keepdims=0), size)
+    return tape.mul(error, term.weight), tape.div(tape.mul(difference, 2 * term.weight), size)

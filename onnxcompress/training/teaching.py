@@ -1,0 +1,144 @@
+"""What a network learns from another: its class probabilities, or what its layers give.
+
+The responses of layers (hints: Romero et al. 2015, FitNets, section 2.2) tell far more about each sample
+than class probabilities do. A few hundred samples are enough to follow them; a network that follows the
+probabilities of so few gets better on these and worse on others.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from onnxcompress.errors import InputError
+from onnxcompress.layers import CONVOLUTIONS, PRODUCTS
+from onnxcompress.lrn import lrn_nodes, rewrite_lrn, sums_squares
+from onnxcompress.pruning.surgery import filters_gone
+from onnxcompress.runtime import run, session
+from onnxcompress.shapes import concrete_shapes
+from onnxcompress.training.losses import Match, Term, scores_of, softmax
+
+SAMPLES = 2
+"""For which shapes are compared: the first dimension must be theirs."""
+
+Targets = Callable[[np.ndarray], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """Parts of a loss, and a function from samples to their targets."""
+
+    terms: Sequence[Term | Match]
+    targets: Targets
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a layer gives in both networks, behind its Relu if it has one.
+
+    Attributes:
+        value: its name, in both.
+        axis: of the channels.
+        kept: indices of the teacher's channels that the network still has.
+    """
+
+    value: str
+    axis: int
+    kept: NDArray[np.int64]
+
+
+def by_probabilities(teacher: ir.Model, network: ir.Model, temperature: float, weight: float) -> Teaching:
+    """The class probabilities of a teacher at a temperature.
+
+    Raises:
+        InputError: when one of the networks is no classifier, or their classes are not as many.
+    """
+    scores = str(scores_of(teacher).name)
+    given, wanted = _classes(teacher), _classes(network)
+    if given != wanted:
+        raise InputError(f"the teacher has {given} classes, the network {wanted}")
+    outputs = _outputs(teacher, [scores])
+
+    def targets(x: np.ndarray) -> list[np.ndarray]:
+        return [softmax(outputs(x)[0].reshape(len(x), -1), temperature)]
+
+    return Teaching([Term(weight, temperature)], targets)
+
+
+def by_responses(
+    teacher: ir.Model, network: ir.Model, filters: Mapping[str, Sequence[int]], weight: float
+) -> Teaching:
+    """The responses of all layers that the network shares with its teacher, each with the same weight.
+
+    Args:
+        teacher: simplified.
+        network: the same without `filters`, its layers perhaps factored.
+        filters: those that were removed, by layer, as a plan has them.
+        weight: of all of them together.
+
+    Raises:
+        InputError: when the filters are not the teacher's, or no layer is in both networks.
+    """
+    responses = shared_responses(teacher, network, filters)
+    if not responses:
+        raise InputError("no layer of the teacher is in the network: this plan does not lead to it")
+    outputs = _outputs(teacher, [response.value for response in responses])
+
+    def targets(x: np.ndarray) -> list[np.ndarray]:
+        return [y.take(r.kept, axis=r.axis) for y, r in zip(outputs(x), responses, strict=True)]
+
+    return Teaching([Match(response.value, weight / len(responses)) for response in responses], targets)
+
+
+def shared_responses(
+    teacher: ir.Model, network: ir.Model, filters: Mapping[str, Sequence[int]]
+) -> list[Response]:
+    """The responses that both networks compute, in the order of the network; see `by_responses`."""
+    gone = filters_gone(teacher, {name: list(indices) for name, indices in filters.items()})
+    theirs, ours = concrete_shapes(teacher, batch=SAMPLES), concrete_shapes(network, batch=SAMPLES)
+    found = []
+    for node in teacher.graph:
+        if node.op_type not in CONVOLUTIONS + PRODUCTS or sums_squares(node):
+            continue
+        name = _shown(node.outputs[0])
+        shape = theirs.get(name, ())
+        if len(shape) < 2:
+            continue
+        axis = 1 if node.op_type in CONVOLUTIONS else len(shape) - 1
+        kept = np.flatnonzero(~gone.get(node, np.zeros(shape[axis], bool)))
+        if ours.get(name) == (*shape[:axis], len(kept), *shape[axis + 1 :]):
+            found.append(Response(name, axis, kept))
+    return found
+
+
+def _shown(output: ir.Value) -> str:
+    """A layer's output, or that of the Relu behind it."""
+    uses = list(output.uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Relu" and not output.is_graph_output():
+        return str(uses[0].node.outputs[0].name)
+    return str(output.name)
+
+
+def _classes(model: ir.Model) -> int:
+    return concrete_shapes(model)[str(scores_of(model).name)][1]
+
+
+def _outputs(model: ir.Model, names: Sequence[str]) -> Targets:
+    """A function from samples to values of a network, each (N, …)."""
+    part = model.clone()
+    by_name = {value.name: value for node in part.graph for value in node.outputs}
+    part.graph.outputs[:] = [by_name[name] for name in names]
+    runnable = session(rewrite_lrn(part, lrn_nodes(part)))
+    (image,) = runnable.get_inputs()
+    fixed = image.shape[0] if isinstance(image.shape[0], int) else None
+
+    def outputs(x: np.ndarray) -> list[np.ndarray]:
+        size = fixed or len(x)
+        filled = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
+        starts = range(0, len(filled), size)
+        runs = [run(runnable, {image.name: filled[at : at + size]}) for at in starts]
+        return [np.concatenate(parts)[: len(x)] for parts in zip(*runs, strict=True)]
+
+    return outputs

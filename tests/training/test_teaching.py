@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+
+import onnxcompress as oc
+from onnxcompress.data import Data
+from onnxcompress.model import simplify
+from onnxcompress.runtime import run, session
+from onnxcompress.training.losses import Loss
+from onnxcompress.training.parameters import current, trainable
+from onnxcompress.training.teaching import by_responses, shared_responses
+from onnxcompress.training.trainer import Recipe
+from tests.training.small import network, samples
+
+RECIPE = Recipe(rate=0.01, batch=16)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return oc.finetune(
+        network(), samples(256), labels=True, epochs=6, recipe=Recipe(rate=0.02, batch=16)
+    ).model
+
+
+@pytest.fixture(scope="module")
+def compressed(trained):
+    plan = oc.Plan(prune={"conv1": [1, 4]}, decompose={"conv2": oc.Ranks(5, 4)})
+    return oc.apply(trained, plan)
+
+
+def responses(model, names, x):
+    part = model.clone()
+    by_name = {value.name: value for node in part.graph for value in node.outputs}
+    part.graph.outputs[:] = [by_name[name] for name in names]
+    return run(session(part), {"data": x})
+
+
+def test_responses_of_pruned_and_factored_layers_are_shared(trained, compressed):
+    original = simplify(trained)
+    found = {
+        each.value: each.kept.tolist()
+        for each in shared_responses(original, compressed.model, compressed.plan.prune)
+    }
+    last = next(node for node in original.graph if node.op_type == "Gemm").outputs[0].name
+    assert list(found.values()) == [[0, 2, 3, 5, 6, 7], list(range(12)), list(range(4))]
+    assert list(found)[-1] == last
+    relus = {node.outputs[0].name for node in original.graph if node.op_type == "Relu"}
+    assert set(list(found)[:2]) == relus
+
+
+def test_the_loss_is_the_mean_of_relative_errors(trained, compressed):
+    original, small = simplify(trained), compressed.model
+    x = samples(6, seed=3).samples
+    teaching = by_responses(original, small, compressed.plan.prune, weight=0.5)
+    targets = teaching.targets(x)
+    names = list(trainable(small))
+    value, _ = Loss(small, names, teaching.terms, samples=6)(current(small, names), x, targets)
+    ours = responses(small, [term.value for term in teaching.terms], x)
+    errors = [np.sum((a - b) ** 2) / np.sum(b**2) for a, b in zip(ours, targets, strict=True)]
+    assert value == pytest.approx(0.5 * np.mean(errors), rel=1e-4)
+    theirs = responses(original, [term.value for term in teaching.terms], x)
+    np.testing.assert_allclose(targets[0], theirs[0][:, [0, 2, 3, 5, 6, 7]], rtol=1e-5)
+
+
+def test_gradients_are_the_slopes_of_the_loss(trained, compressed):
+    original, small = simplify(trained), compressed.model
+    x = samples(6, seed=4).samples
+    teaching = by_responses(original, small, compressed.plan.prune, weight=1.0)
+    targets, names = teaching.targets(x), list(trainable(small))
+    loss, weights = Loss(small, names, teaching.terms, samples=6), current(small, names)
+    _, gradients = loss(weights, x, targets)
+    for name, gradient in gradients.items():
+        direction, step = gradient / np.linalg.norm(gradient), np.float32(1e-2)
+        ahead, _ = loss(weights | {name: weights[name] + step * direction}, x, targets)
+        behind, _ = loss(weights | {name: weights[name] - step * direction}, x, targets)
+        assert np.linalg.norm(gradient) == pytest.approx((ahead - behind) / (2 * step), rel=0.03)
+
+
+def test_nothing_is_lost_where_nothing_was_changed(trained):
+    original = simplify(trained)
+    teaching = by_responses(original, original, {}, weight=1.0)
+    x, names = samples(4).samples, list(trainable(original))
+    value, gradients = Loss(original, names, teaching.terms, samples=4)(
+        current(original, names), x, teaching.targets(x)
+    )
+    assert value < 1e-10
+    assert max(np.abs(gradient).max() for gradient in gradients.values()) < 1e-4
+
+
+def test_a_compressed_network_gets_nearer_to_its_teacher(trained, compressed, tmp_path):
+    data, test = samples(128), samples(200, seed=9)
+    unlabelled = Data(data.name, data.samples, None)
+    result = oc.finetune(
+        compressed.model, unlabelled, teacher=trained, plan=compressed.plan, epochs=10, recipe=RECIPE
+    )
+    before, after = (
+        oc.evaluate(each, test, reference=trained).relative_l2 for each in (compressed.model, result.model)
+    )
+    assert after < 0.6 * before
+
+
+def test_a_plan_without_a_teacher_and_a_plan_of_another_network(trained, compressed):
+    data = samples(32)
+    with pytest.raises(oc.InputError, match="give --teacher"):
+        oc.finetune(compressed.model, data, labels=True, plan=compressed.plan)
+    with pytest.raises(oc.InputError, match="there is no layer 'elsewhere'"):
+        oc.finetune(compressed.model, data, teacher=trained, plan=oc.Plan(prune={"elsewhere": [0]}))
+    renamed = compressed.model.clone()
+    for node in renamed.graph:
+        for value in node.outputs:
+            if not value.is_graph_output():
+                value.name = f"other.{value.name}"
+    with pytest.raises(oc.InputError, match="does not lead to it"):
+        oc.finetune(renamed, data, teacher=trained, plan=compressed.plan)
