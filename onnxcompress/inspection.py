@@ -12,6 +12,7 @@ from onnxcompress.measure.cost import Cost, LayerCost, cost
 from onnxcompress.measure.latency import node_times
 from onnxcompress.model import load, simplify
 from onnxcompress.plan import Ranks
+from onnxcompress.progress import Progress, counted, steps_of
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.channels import Group
 from onnxcompress.shapes import concrete_shapes
@@ -55,13 +56,16 @@ class Inspection:
     other_milliseconds: dict[str, float]
 
 
-def inspect(model: ir.Model | str | Path, *, time: bool = False) -> Inspection:
+def inspect(
+    model: ir.Model | str | Path, *, time: bool = False, progress: Progress | None = None
+) -> Inspection:
     """Look at a network: what its layers cost, at which ranks they could be factored, what is tied.
 
     Args:
         model: the network or its path. It is looked at as the other verbs change it: simplified, that is,
             with BatchNormalization fused into convolutions and constants folded.
         time: measure each layer in ONNX Runtime on all cores.
+        progress: called with (what is done, steps done, steps in all).
 
     Raises:
         InputError: when the network cannot be read.
@@ -70,13 +74,15 @@ def inspect(model: ir.Model | str | Path, *, time: bool = False) -> Inspection:
     shapes = concrete_shapes(network)
     graph = analyse(network, shapes)
     vbmf = parse_rank("vbmf")
-    ranks = {layer.name: ranks_of(layer, vbmf) for layer in factor_layers(network, shapes)}
+    factored = factor_layers(network, shapes)
+    told = counted(factored, len(factored), steps_of(progress, "looking at ranks"))
+    ranks = {layer.name: ranks_of(layer, vbmf) for layer in told}
     kept = {layer.name: graph.reason(layer) or "" for layer in graph.layers}
     tied: dict[str, set[str]] = {}
     for group in graph.groups:
         for layer in group.layers:
             tied.setdefault(layer, set()).update(group.layers)
-    times = node_times(network) if time else {}
+    times = node_times(network, progress=steps_of(progress, "timing")) if time else {}
     total = cost(network)
     layers = tuple(
         InspectedLayer(

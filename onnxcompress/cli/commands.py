@@ -142,7 +142,8 @@ def inspect(
     'free': the layer's filters can go by themselves. 'tied to': they go together with another layer's.
     'kept': they cannot go, and why.
     """
-    found = verbs.inspect(model, time=time)
+    with progress_bar(quiet) as advance:
+        found = verbs.inspect(model, time=time, progress=advance)
     tables: list[Table | str] = [report.inspection_table(found)]
     if groups:
         tables.append(report.groups_table(found))

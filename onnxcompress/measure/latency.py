@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.model import load
-from onnxcompress.progress import Steps
+from onnxcompress.progress import Steps, counted
 from onnxcompress.runtime import random_feeds, run, session
 from onnxcompress.shapes import free_size
 
@@ -137,14 +137,16 @@ def bench(
     ]
 
 
-def node_times(model: ir.Model | str | Path, runs: int = 10) -> dict[str, float]:
+def node_times(
+    model: ir.Model | str | Path, runs: int = 10, progress: Steps | None = None
+) -> dict[str, float]:
     """Milliseconds that each node takes in one run on random input, the median of several, by node name.
 
     The network runs with every optimization of ONNX Runtime on, as it does for users, so that some nodes are
     fused. A fused node counts under the layer that it grew from: Conv + BatchNormalization + Add + Relu is
     all the Conv's, and the others are missing. Changes between memory layouts are summed under "(layout)".
     What cannot be traced to a node of the network is summed under "(runtime)". Recording itself takes some
-    microseconds per node, so that the sum is more than `bench` measures.
+    microseconds per node, so that the sum is more than `bench` measures. Progress is told after every run.
 
     Raises:
         InputError: when the network cannot be read or run.
@@ -153,7 +155,7 @@ def node_times(model: ir.Model | str | Path, runs: int = 10) -> dict[str, float]
     with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
         runnable = session(model, profile_prefix=str(Path(folder) / "profile"))
         feeds = random_feeds(runnable, dynamic=free_size(model))
-        for _ in range(runs):
+        for _ in counted(range(runs), runs, progress):
             run(runnable, feeds)
         events = json.loads(Path(runnable.end_profiling()).read_text(encoding="utf-8"))
     durations: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)

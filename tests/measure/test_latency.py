@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+import onnxcompress as oc
 from onnxcompress.errors import InputError
 from onnxcompress.measure import latency
 from onnxcompress.measure.latency import LAYOUT, bench, node_times
@@ -169,3 +170,10 @@ def test_the_slow_layer_is_seen(monkeypatch):
     body = "a = Conv(x, w_a) b = Conv(a, w_b) r = Relu(b) c = Conv(r, w_c) y = Flatten(c)"
     times = node_times(convolutions(body, widths, 64))
     assert max(times, key=times.__getitem__) == "node b"
+
+
+def test_inspection_tells_how_far_it_is():
+    said = []
+    oc.inspect(convolutions(BRANCHES, WEIGHTS), time=True, progress=lambda *arguments: said.append(arguments))
+    assert [done for what, done, _ in said if what == "timing"] == list(range(1, 11))
+    assert {what for what, _, _ in said} == {"looking at ranks", "timing"}
