@@ -155,7 +155,8 @@ def _pooling(graph: Graph, layer: Layer) -> None:
         emit(graph, layer, f"Global{kind}Pool", [x], (*x.shape[:2], 1, 1), x.batch)
         return
     window = windows.of_pooling(layer, x)
-    sizes = windows.pooled(window, x.shape[2:], floor=param.round_mode == param.FLOOR)
+    floor = param.round_mode == param.FLOOR or not param.ceil_mode
+    sizes = windows.pooled(window, x.shape[2:], floor=floor)
     if any(
         (count - 1) * stride >= size + pad
         for count, size, (_, pad, stride, _) in zip(sizes, x.shape[2:], window.axes(), strict=True)

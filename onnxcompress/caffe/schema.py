@@ -2,7 +2,7 @@
 
 Field names, numbers, types and defaults are facts of Caffe's file format. Of networks, fields that change
 neither what a trained one computes nor how it is trained on (engines, data sources) are left out: the parsers
-skip them.
+skip them. `ceil_mode` of pooling is not BVLC's, but of forks of it.
 """
 
 from typing import Any
@@ -206,6 +206,7 @@ PoolingParameter
     pad_w 10 uint32
     global_pooling 12 bool false
     round_mode 13 PoolingParameter.RoundMode CEIL
+    ceil_mode 14 bool true
 PowerParameter
     power 1 float 1
     scale 2 float 1
