@@ -105,6 +105,9 @@ def finetune(
     data = data if isinstance(data, Data) else open_data(data)
     if validation is not None and not isinstance(validation, Data):
         validation = open_data(validation)
+    plan_files: tuple[Path, ...] = ()
+    if isinstance(plan, str | Path):
+        plan_files, plan = (Path(plan),), read_plan(plan)
     given = load(model)
     head: list[str] = []
     with naming(files_of(given)):
@@ -115,7 +118,7 @@ def finetune(
         for name in head:
             old = multipliers[name]
             multipliers[name] = Multipliers(HEAD_RATE * (old.rate or 1), old.decay)
-    teaching, filters = None, None
+    teaching = None
     share = teacher_weight if labels else 1.0
     if teacher is not None:
         original = load(teacher)
@@ -124,8 +127,8 @@ def finetune(
             if plan is None:
                 teaching = by_probabilities(teacher, network, temperature, share)
             else:
-                filters = (plan if isinstance(plan, Plan) else read_plan(plan)).prune
-                teaching = by_responses(teacher, network, filters, share)
+                with naming(plan_files):
+                    teaching = by_responses(teacher, network, plan.prune, share)
     by_labels = [Term(1 - share if teaching else 1.0)] if labels else []
     terms = [*by_labels, *(teaching.terms if teaching else [])]
     with naming(files_of(given)):
@@ -155,7 +158,7 @@ def finetune(
             crop,
             mirror,
             zoom,
-            filters,
+            plan and plan.prune,
             _identity(data),
             validation and _identity(validation),
             preprocessing and asdict(preprocessing),

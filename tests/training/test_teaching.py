@@ -86,7 +86,7 @@ def test_nothing_is_lost_where_nothing_was_changed(trained):
     assert max(np.abs(gradient).max() for gradient in gradients.values()) < 1e-4
 
 
-def test_a_compressed_network_gets_nearer_to_its_teacher(trained, compressed, tmp_path):
+def test_a_compressed_network_gets_nearer_to_its_teacher(trained, compressed):
     data, test = samples(128), samples(200, seed=9)
     unlabelled = Data(data.name, data.samples, None)
     result = oc.finetune(
@@ -98,12 +98,13 @@ def test_a_compressed_network_gets_nearer_to_its_teacher(trained, compressed, tm
     assert after < 0.6 * before
 
 
-def test_a_plan_without_a_teacher_and_a_plan_of_another_network(trained, compressed):
+def test_a_plan_without_a_teacher_and_a_plan_of_another_network(trained, compressed, tmp_path):
     data = samples(32)
     with pytest.raises(oc.InputError, match="give --teacher"):
         oc.finetune(compressed.model, data, labels=True, plan=compressed.plan)
-    with pytest.raises(oc.InputError, match="there is no layer 'elsewhere'"):
-        oc.finetune(compressed.model, data, teacher=trained, plan=oc.Plan(prune={"elsewhere": [0]}))
+    (tmp_path / "other.yaml").write_text("format: 1\nprune:\n  elsewhere: [0]\n")
+    with pytest.raises(oc.InputError, match=r"other\.yaml: prune: there is no layer 'elsewhere'"):
+        oc.finetune(compressed.model, data, teacher=trained, plan=tmp_path / "other.yaml")
     renamed = compressed.model.clone()
     for node in renamed.graph:
         for value in node.outputs:
