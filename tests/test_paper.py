@@ -28,7 +28,7 @@ def points(*pairs):
 def test_a_reach_is_interpolated_in_the_logarithm():
     found = reach(points((2, 0.9), (8, 0.7)), 0.9, 0.8)
     assert found.compression == pytest.approx(4)
-    assert found.between == ("2", "8")
+    assert found.rests_on == ("2", "8")
     assert not found.beyond
 
 
@@ -42,8 +42,9 @@ def test_an_arm_that_falls_at_once_stays_at_the_original():
 
 
 def test_one_lucky_point_is_not_the_reach():
-    found = reach(points((2, 0.8), (4, 0.7), (8, 0.81)), 0.9, 0.81)
-    assert found.compression < 2
+    arm = points((2, 0.8), (4, 0.7), (8, 0.81), (16, 0.2))
+    assert reach(arm, 0.9, 0.81).compression < 2
+    assert reach(arm, 0.9, 0.78).rests_on == ("2", "4", "8")
 
 
 measured = st.lists(

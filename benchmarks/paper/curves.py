@@ -36,12 +36,12 @@ class Reach:
     Attributes:
         compression: 1 when only the original network is that accurate.
         beyond: whether the arm's smallest network is still that accurate, so that this is a lower bound.
-        between: settings of the two points that it lies between; empty strings beyond the ends.
+        rests_on: settings of the measured points that the curve is drawn from there.
     """
 
     compression: float
     beyond: bool
-    between: tuple[str, str]
+    rests_on: tuple[str, ...]
 
 
 def averaged(runs: Iterable[tuple[str, float, float]]) -> list[Measured]:
@@ -79,15 +79,17 @@ def falling(points: Sequence[Measured], original: float) -> tuple[np.ndarray, np
 def reach(points: Sequence[Measured], original: float, level: float) -> Reach:
     """The compression at which an arm's curve falls below a level, linear in its logarithm between points."""
     logs, accuracies = falling(points, original)
-    names = ["", *(point.setting for point in points)]
     if accuracies[0] < level:
-        return Reach(1.0, False, ("", names[1] if points else ""))
+        return Reach(1.0, False, ())
     last = int(np.flatnonzero(accuracies >= level)[-1])
+    # A point that the regression has levelled with others counts as much as they do.
+    around = np.isin(accuracies[1:], accuracies[last : last + 2])
+    rests_on = tuple(point.setting for point, near in zip(points, around, strict=True) if near)
     if last == len(points):
-        return Reach(float(np.exp(logs[last])), True, (names[last], ""))
+        return Reach(float(np.exp(logs[last])), True, rests_on)
     share = (accuracies[last] - level) / (accuracies[last] - accuracies[last + 1])
     log = logs[last] + share * (logs[last + 1] - logs[last])
-    return Reach(float(np.exp(log)), False, (names[last], names[last + 1]))
+    return Reach(float(np.exp(log)), False, rests_on)
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,9 @@ def compared(
 
 
 def headline_points(arms: dict[str, list[Measured]], original: float, loss: float) -> list[tuple[str, str]]:
-    """(arm, setting) of the measured points that the reaches at a loss of accuracy are interpolated from."""
-    found = []
-    for arm, points in arms.items():
-        if points:
-            settings = reach(points, original, original - loss).between
-            found += [(arm, setting) for setting in settings if setting]
-    return found
+    """(arm, setting) of the measured points that the reaches at a loss of accuracy rest on."""
+    return [
+        (arm, setting)
+        for arm, points in arms.items()
+        for setting in reach(points, original, original - loss).rests_on
+    ]
