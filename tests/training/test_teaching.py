@@ -112,3 +112,34 @@ def test_a_plan_without_a_teacher_and_a_plan_of_another_network(trained, compres
                 value.name = f"other.{value.name}"
     with pytest.raises(oc.InputError, match="does not lead to it"):
         oc.finetune(renamed, data, teacher=trained, plan=compressed.plan)
+
+
+def test_labels_and_responses_together(trained, compressed):
+    result = oc.finetune(
+        compressed.model,
+        samples(128),
+        labels=True,
+        teacher=trained,
+        plan=compressed.plan,
+        epochs=6,
+        recipe=RECIPE,
+    )
+    assert oc.evaluate(result.model, samples(200, seed=9)).top1 > 0.95
+
+
+def test_a_run_with_a_plan_goes_on_as_if_nothing_had_happened(trained, compressed, tmp_path):
+    options = {"teacher": trained, "plan": compressed.plan, "epochs": 3, "recipe": RECIPE}
+
+    def stop(epoch):
+        if epoch.number == 2:
+            raise KeyboardInterrupt
+
+    whole = oc.finetune(compressed.model, samples(64), **options).model
+    path = tmp_path / "state"
+    with pytest.raises(KeyboardInterrupt):
+        oc.finetune(compressed.model, samples(64), checkpoint_file=path, on_epoch=stop, **options)
+    resumed = oc.finetune(compressed.model, samples(64), checkpoint_file=path, resume=True, **options).model
+    for name, value in whole.graph.initializers.items():
+        np.testing.assert_array_equal(
+            resumed.graph.initializers[name].const_value.numpy(), value.const_value.numpy()
+        )
