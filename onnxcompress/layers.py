@@ -167,6 +167,13 @@ def factor_layers(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> list[F
     ]
 
 
+def relu_after(node: ir.Node) -> ir.Node | None:
+    """The Relu that alone reads a node's output."""
+    readers = [reader for reader, _ in node.outputs[0].uses()]
+    alone = len(readers) == 1 and not node.outputs[0].is_graph_output()
+    return readers[0] if alone and readers[0].op_type == "Relu" else None
+
+
 def sharing(layers: Iterable[FactorLayer]) -> list[list[FactorLayer]]:
     """The layers, those together that read the same weights and apply them alike. Most are alone."""
     readers: dict[object, list[FactorLayer]] = {}

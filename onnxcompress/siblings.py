@@ -12,6 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
+from onnxcompress.layers import relu_after
 from onnxcompress.model import refresh, weights_of
 from onnxcompress.names import Names
 from onnxcompress.plan import SEPARATOR, matches, members
@@ -164,19 +165,12 @@ def _likeness(node: ir.Node) -> object:
     return node.inputs[0], len(weights), weights[0].dtype, str(sorted(attributes.items()))
 
 
-def _relu_after(node: ir.Node) -> ir.Node | None:
-    """The Relu that alone reads a node's output."""
-    readers = [reader for reader, _ in node.outputs[0].uses()]
-    alone = len(readers) == 1 and not node.outputs[0].is_graph_output()
-    return readers[0] if alone and readers[0].op_type == "Relu" else None
-
-
 def _join(name: str, nodes: list[ir.Node], fresh: Names) -> None:
     graph, first = nodes[0].graph, nodes[0]
     assert graph is not None
     stacks = zip(*map(_weights, nodes), strict=True)
     chain = [_conv(first, name, [np.concatenate(each) for each in stacks], fresh)]
-    ends = [relu for node in nodes if (relu := _relu_after(node)) is not None]
+    ends = [relu for node in nodes if (relu := relu_after(node)) is not None]
     if len(ends) == len(nodes):
         chain.append(_like(ends[0], chain[-1].outputs, f"{name}/relu", fresh))
     else:

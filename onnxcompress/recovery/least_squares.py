@@ -21,7 +21,7 @@ from onnxcompress.calibration.stages import Stages
 from onnxcompress.data import spread
 from onnxcompress.errors import InputError
 from onnxcompress.factoring.fitted import Factors, fit_factors
-from onnxcompress.layers import FactorLayer, factor_layers, set_weights
+from onnxcompress.layers import FactorLayer, factor_layers, relu_after, set_weights
 from onnxcompress.plan import Ranks
 from onnxcompress.progress import Steps
 from onnxcompress.pruning.surgery import filters_gone
@@ -186,8 +186,7 @@ def _kept(y: NDArray, gone: NDArray[np.bool_] | None, groups: int) -> NDArray:
 
 def _fit_layer(layer: FactorLayer, seen: Observed, ranks: Ranks | None) -> Fit:
     given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
-    output = layer.node.outputs[0]
-    relu = [node.op_type for node, _ in output.uses()] == ["Relu"] and not output.is_graph_output()
+    relu = relu_after(layer.node) is not None
     weights, biases, factors = [], [], []
     for x, y, w in zip(seen.x, seen.y, given, strict=True):
         product, bias, chain = fit_group(

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
-from onnxcompress.layers import CONVOLUTIONS, PRODUCTS
+from onnxcompress.layers import CONVOLUTIONS, PRODUCTS, relu_after
 from onnxcompress.lrn import lrn_nodes, rewrite_lrn, sums_squares
 from onnxcompress.pruning.surgery import filters_gone
 from onnxcompress.runtime import run, session
@@ -102,7 +102,7 @@ def shared_responses(
     for node in teacher.graph:
         if node.op_type not in CONVOLUTIONS + PRODUCTS or sums_squares(node):
             continue
-        name = _shown(node.outputs[0])
+        name = str((relu_after(node) or node).outputs[0].name)
         shape = theirs.get(name, ())
         if len(shape) < 2:
             continue
@@ -111,14 +111,6 @@ def shared_responses(
         if ours.get(name) == (*shape[:axis], len(kept), *shape[axis + 1 :]):
             found.append(Response(name, axis, kept))
     return found
-
-
-def _shown(output: ir.Value) -> str:
-    """A layer's output, or that of the Relu behind it."""
-    uses = list(output.uses())
-    if len(uses) == 1 and uses[0].node.op_type == "Relu" and not output.is_graph_output():
-        return str(uses[0].node.outputs[0].name)
-    return str(output.name)
 
 
 def _classes(model: ir.Model) -> int:
