@@ -69,11 +69,14 @@ def scores_of(model: ir.Model) -> ir.Value:
 
 def scoring(model: ir.Model) -> ir.Model:
     """The network with its class scores before the softmax as its only output."""
-    name = scores_of(model).name
+    return giving(model, [str(scores_of(model).name)])
+
+
+def giving(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """The network with these of its values as its only outputs."""
     result = model.clone()
     by_name = {value.name: value for node in result.graph for value in node.outputs}
-    result.graph.outputs.clear()
-    result.graph.outputs.append(by_name[name])
+    result.graph.outputs[:] = [by_name[name] for name in names]
     return result
 
 

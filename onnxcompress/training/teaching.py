@@ -18,7 +18,7 @@ from onnxcompress.lrn import lrn_nodes, rewrite_lrn, sums_squares
 from onnxcompress.pruning.surgery import filters_gone
 from onnxcompress.runtime import run, session
 from onnxcompress.shapes import concrete_shapes
-from onnxcompress.training.losses import Match, Term, scores_of, softmax
+from onnxcompress.training.losses import Match, Term, giving, scores_of, softmax
 
 SAMPLES = 2
 """For which shapes are compared: the first dimension must be theirs."""
@@ -119,10 +119,7 @@ def _classes(model: ir.Model) -> int:
 
 def _outputs(model: ir.Model, names: Sequence[str]) -> Targets:
     """A function from samples to values of a network, each (N, …)."""
-    part = model.clone()
-    by_name = {value.name: value for node in part.graph for value in node.outputs}
-    part.graph.outputs[:] = [by_name[name] for name in names]
-    runnable = session(rewrite_lrn(part, lrn_nodes(part)))
+    runnable = session(rewrite_lrn(giving(model, names), lrn_nodes(model)))
     (image,) = runnable.get_inputs()
     fixed = image.shape[0] if isinstance(image.shape[0], int) else None
 
