@@ -307,8 +307,8 @@ def compress(
     Without a target: prune, then decompose what is left, in the order of Goyal et al. (2019), with the
     options --ratio … --include-gemm.
 
-    --finetune trains what came of it: after what the original's layers give, or with --labels by these and
-    after its answers. The epoch that does best on the samples for choosing is taken. To be able to interrupt
+    --finetune trains what came of it: after what the original's layers give, or with --labels by the labels
+    and after its answers. The epoch that does best on the samples for choosing is taken. To be able to interrupt
     the training, compress without it and call finetune --plan, which has --resume.
 
     LRN is written as banded convolutions, which is exact and faster.
@@ -483,7 +483,7 @@ def finetune(
     """Train the weights: after a teacher, by labels, or both.
 
     A teacher needs no labels: its answers are matched, or with --plan what each of its layers gives, which
-    needs far fewer samples.
+    is better where samples are few.
     The state is kept in OUTPUT.checkpoint until the end, for --resume.
     """
     from onnxcompress.caffe.solver import read_solver

@@ -1,8 +1,8 @@
 """What a network learns from another: its class probabilities, or what its layers give.
 
 The responses of layers (hints: Romero et al. 2015, FitNets, section 2.2) tell far more about each sample
-than class probabilities do. A few hundred samples are enough to follow them; a network that follows the
-probabilities of so few gets better on these and worse on others.
+than class probabilities do. After these of a few hundred samples, a network that was fitted to the same ones
+got better on them and no better on others; after the responses it did.
 """
 
 from collections.abc import Callable, Mapping, Sequence
