@@ -308,8 +308,8 @@ def compress(
     options --ratio … --include-gemm.
 
     --finetune trains what came of it: after what the original's layers give, or with --labels by the labels
-    and after its answers. The epoch that does best on the samples for choosing is taken. To be able to interrupt
-    the training, compress without it and call finetune --plan, which has --resume.
+    and after its answers. The epoch that does best on the samples for choosing is taken. To be able to
+    interrupt the training, compress without it and call finetune --plan, which has --resume.
 
     LRN is written as banded convolutions, which is exact and faster.
     Writes OUTPUT, and the plan beside it as .plan.yaml.
