@@ -15,6 +15,7 @@ from .recovery.training import Training
 from .results import Compressed, Fitted, Point, Stage
 from .training.finetuning import Finetuned, finetune
 from .training.runs import Epoch
+from .training.schedules import Schedule
 from .training.trainer import Recipe
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Preprocessing",
     "Ranks",
     "Recipe",
+    "Schedule",
     "Stage",
     "Training",
     "apply",

@@ -184,8 +184,8 @@ def compress(
     budgeted = bool(target) or keep_accuracy is not None
     if training is not None and data is None:
         raise InputError("training needs calibration data: give some with --data")
-    if training is not None:
-        check_trainable(simplify(original), training.epochs, training.recipe)
+    if training is not None and data is not None:
+        check_trainable(simplify(original), data.labels, training.epochs, training.recipe)
     if method not in ("", "joint", "paper"):
         raise InputError(f"method: '{method}' is not one of joint, paper")
     if method and budgeted != (method == "joint"):

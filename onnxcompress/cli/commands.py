@@ -281,7 +281,7 @@ def compress(
         bool,
         typer.Option("--finetune", help="Train the weights at the end; without a budget after each stage."),
     ] = False,
-    epochs: Annotated[float, typer.Option(help="Of --finetune: passes over the data.", min=0)] = 5,
+    epochs: Annotated[float, typer.Option(help="Of --finetune: passes over the data.", min=0)] = 10,
     labels: Labels = False,
     data: CalibrationData = None,
     limit: Limit = None,
@@ -440,7 +440,7 @@ def finetune(
     new_head: Annotated[
         int | None, typer.Option(help="New random weights for the last layer, with so many classes.")
     ] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the data.", min=0)] = 5,
+    epochs: Annotated[float, typer.Option(help="Passes over the data.", min=0)] = 10,
     batch: Annotated[int, typer.Option(help="Samples per step.", min=1)] = 8,
     optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = "adam",
     rate: Annotated[

@@ -21,7 +21,7 @@ class Training:
         recipe: how to train.
     """
 
-    epochs: float = 5
+    epochs: float = 10
     recipe: Recipe = field(default_factory=Recipe)
 
 

@@ -17,9 +17,9 @@ from onnxcompress.plan import Plan, read_plan
 from onnxcompress.progress import Progress, Steps, steps_of
 from onnxcompress.training.batches import shuffled
 from onnxcompress.training.head import new_head as make_head
-from onnxcompress.training.losses import Loss, Term, probabilities
+from onnxcompress.training.losses import Loss, Term, answers
 from onnxcompress.training.parameters import Multipliers, current, trainable, with_weights
-from onnxcompress.training.rates import find_rate
+from onnxcompress.training.rates import DISTURBANCE, find_rate
 from onnxcompress.training.runs import Epoch, Run, go, keeper, restored
 from onnxcompress.training.teaching import Teaching, by_probabilities, by_responses
 from onnxcompress.training.trainer import Batch, Recipe, start, train
@@ -53,7 +53,7 @@ def finetune(
     labels: bool = False,
     validation: Data | str | Path | None = None,
     new_head: int | None = None,
-    epochs: float = 5,
+    epochs: float = 10,
     steps: int | None = None,
     recipe: Recipe | None = None,
     temperature: float = 1.0,
@@ -71,7 +71,7 @@ def finetune(
     """Train the weights of a network; its shape stays.
 
     Args:
-        model: a classifier with one input, or its path.
+        model: a network with one input, or its path. Without labels and with a plan it needs no class scores.
         data: samples, or the path of what `open_data` takes.
         teacher: the network whose class probabilities are to be matched; most often the uncompressed one.
         labels: whether the data's labels are to be matched.
@@ -105,30 +105,24 @@ def finetune(
     data = data if isinstance(data, Data) else open_data(data)
     if validation is not None and not isinstance(validation, Data):
         validation = open_data(validation)
-    plan_files: tuple[Path, ...] = ()
+    plan_files = (Path(plan),) if isinstance(plan, str | Path) else ()
     if isinstance(plan, str | Path):
-        plan_files, plan = (Path(plan),), read_plan(plan)
+        plan = read_plan(plan)
     given = load(model)
-    head: list[str] = []
     with naming(files_of(given)):
-        network = simplify(given)
-        if new_head is not None:
-            network, head = make_head(network, new_head, recipe.seed)
-        multipliers = trainable(network)
-        for name in head:
-            old = multipliers[name]
-            multipliers[name] = Multipliers(HEAD_RATE * (old.rate or 1), old.decay)
-    teaching = None
+        network, multipliers = _to_train(given, new_head, recipe.seed)
     share = teacher_weight if labels else 1.0
+    teaching = None
     if teacher is not None:
         original = load(teacher)
         with naming(files_of(original)):
             teacher = simplify(original)
-            if plan is None:
-                teaching = by_probabilities(teacher, network, temperature, share)
-            else:
-                with naming(plan_files):
-                    teaching = by_responses(teacher, network, plan.prune, share)
+            with naming(plan_files):
+                teaching = (
+                    by_probabilities(teacher, network, temperature, share)
+                    if plan is None
+                    else by_responses(teacher, network, plan.prune, share)
+                )
     by_labels = [Term(1 - share if teaching else 1.0)] if labels else []
     terms = [*by_labels, *(teaching.terms if teaching else [])]
     with naming(files_of(given)):
@@ -149,21 +143,20 @@ def finetune(
     total = steps if steps is not None else round(epochs * per_epoch)
     if total < 1:
         raise InputError(f"epochs: {epochs} leaves no step to take")
-    path, fingerprint = None, ""
-    if checkpoint_file is not None:
+    path = None if checkpoint_file is None else Path(checkpoint_file)
+    fingerprint = ""
+    if path is not None:
         facts = [
             asdict(recipe),
             [asdict(term) for term in terms],
             total,
-            crop,
-            mirror,
-            zoom,
+            (crop, mirror, zoom),
             plan and plan.prune,
             _identity(data),
             validation and _identity(validation),
             preprocessing and asdict(preprocessing),
         ]
-        path, fingerprint = Path(checkpoint_file), _fingerprint(facts, network, teacher)
+        fingerprint = _fingerprint(facts, network, teacher)
     run = (
         restored(path, fingerprint)
         if resume and path is not None and path.exists()
@@ -171,7 +164,13 @@ def finetune(
     )
     if run.rate is None:
         run.rate = recipe.rate or find_rate(
-            loss, run.state, multipliers, batch_of, recipe, steps_of(progress, "looking for a rate")
+            loss,
+            run.state,
+            multipliers,
+            batch_of,
+            recipe,
+            DISTURBANCE if plan is not None else 0.0,
+            steps_of(progress, "looking for a rate"),
         )
     recipe = replace(recipe, rate=run.rate)
     go(
@@ -187,14 +186,34 @@ def finetune(
     return Finetuned(with_weights(network, run.best_weights), run.best, run.rate, tuple(run.curve))
 
 
-def check_trainable(network: ir.Model, epochs: float, recipe: Recipe) -> None:
+def _to_train(given: ir.Model, new_head: int | None, seed: int) -> tuple[ir.Model, dict[str, Multipliers]]:
+    """The simplified network, with a new classifier if one is wanted, and which weights learn how fast."""
+    network = simplify(given)
+    if new_head is None:
+        return network, trainable(network)
+    network, head = make_head(network, new_head, seed)
+    multipliers = trainable(network)
+    for name in head:
+        old = multipliers[name]
+        multipliers[name] = Multipliers(HEAD_RATE * (old.rate or 1), old.decay)
+    return network, multipliers
+
+
+def check_trainable(network: ir.Model, labels: bool, epochs: float, recipe: Recipe) -> None:
     """See that a simplified network can be trained, before anything else is done with it.
+
+    Args:
+        network: which will be its own teacher's student.
+        labels: whether by labels and class probabilities, or after the responses of layers.
+        epochs: see `finetune`.
+        recipe: likewise.
 
     Raises:
         InputError: as `finetune`.
     """
     _check_epochs(epochs)
-    Loss(network, list(trainable(network)), [Term()], _samples(network, for_network(recipe, network)))
+    terms = [Term()] if labels else by_responses(network, network, {}, 1.0).terms
+    Loss(network, list(trainable(network)), terms, _samples(network, for_network(recipe, network)))
 
 
 def for_network(recipe: Recipe, network: ir.Model) -> Recipe:
@@ -245,12 +264,12 @@ def _batches(
     """A function from the number of a step to its samples and targets."""
     if labels and data.labels is None:
         raise InputError(f"{data.name}: has no labels; give labelled data, or --teacher without --labels")
-    if labels and data.labels is not None and (highest := data.labels.max()) >= loss.classes:
+    if loss.classes and labels and data.labels is not None and (highest := data.labels.max()) >= loss.classes:
         raise InputError(
             f"{data.name}: label {highest}, but the network has {loss.classes} classes: "
             f"give --new-head {highest + 1} for a new task"
         )
-    eye = np.eye(loss.classes, dtype=np.float32)
+    eye = np.eye(loss.classes or 0, dtype=np.float32)
 
     def batch_of(step: int) -> Batch:
         x, drawn = draw(step)
@@ -273,13 +292,12 @@ def _validation(
         tested = with_weights(network, weights)
         if data.labels is not None:
             return evaluate(tested, data, preprocessing=preprocessing, progress=progress)
-        return evaluate(
-            probabilities(tested), data, reference=target, preprocessing=preprocessing, progress=progress
-        )
+        tested = answers(tested)
+        return evaluate(tested, data, reference=target, preprocessing=preprocessing, progress=progress)
 
     if data is not None and data.labels is None and teacher is None:
         raise InputError(f"{data.name}: validation data needs labels where there is no teacher")
-    target = None if teacher is None else probabilities(teacher)
+    target = None if teacher is None else answers(teacher)
     return validate
 
 

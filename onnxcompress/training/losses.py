@@ -64,7 +64,10 @@ def scores_of(model: ir.Model) -> ir.Value:
                 break
             value = node.inputs[0]
         return output
-    raise InputError("no output of the network is (N, classes): only classifiers can be trained")
+    raise InputError(
+        "no output of the network is (N, classes): there are no class scores; only training after what a "
+        "teacher's layers give (--teacher with --plan) does without them"
+    )
 
 
 def scoring(model: ir.Model) -> ir.Model:
@@ -80,9 +83,12 @@ def giving(model: ir.Model, names: Sequence[str]) -> ir.Model:
     return result
 
 
-def probabilities(model: ir.Model) -> ir.Model:
-    """The network with its class probabilities as its only output, whether it ends in a softmax or not."""
-    result = scoring(model)
+def answers(model: ir.Model) -> ir.Model:
+    """The network with its class probabilities as its only output; one that has no class scores as it is."""
+    try:
+        result = scoring(model)
+    except InputError:
+        return model
     node = ir.node("Softmax", [result.graph.outputs[0]], {"axis": 1}, name="probabilities")
     node.outputs[0].name, node.outputs[0].dtype = "probabilities", ir.DataType.FLOAT
     result.graph.append(node)
@@ -108,10 +114,11 @@ class Loss:
 
     Attributes:
         samples: in a batch.
-        classes: that the network tells apart.
+        classes: that the network tells apart; None where no term is of class scores.
 
     Raises:
-        InputError: naming the operator and the node that gradients cannot pass.
+        InputError: when class scores are wanted and there are none; naming the operator and the node that
+            gradients cannot pass.
     """
 
     def __init__(
@@ -119,8 +126,8 @@ class Loss:
     ) -> None:
         model = modern(model)
         shapes = concrete_shapes(model, batch=samples)
-        scores = str(scores_of(model).name)
-        self.samples, self.classes = samples, shapes[scores][1]
+        scores = str(scores_of(model).name) if any(isinstance(term, Term) for term in terms) else ""
+        self.samples, self.classes = samples, shapes[scores][1] if scores else None
         self._trained = list(trained)
         self._input = str(model.graph.inputs[0].name)
         names = [term.value if isinstance(term, Match) else scores for term in terms]

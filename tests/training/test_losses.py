@@ -106,5 +106,5 @@ def test_only_classifiers():
     model = ir.Model(
         ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 20}, name="relu"), ir_version=10
     )
-    with pytest.raises(InputError, match="only classifiers"):
+    with pytest.raises(InputError, match="no class scores"):
         scores_of(model)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 import onnxcompress as oc
+from onnxcompress.caffe import import_caffe_text
 from onnxcompress.data import Data
 from onnxcompress.model import simplify
 from onnxcompress.runtime import run, session
@@ -9,7 +10,7 @@ from onnxcompress.training.losses import Loss
 from onnxcompress.training.parameters import current, trainable
 from onnxcompress.training.teaching import by_responses, shared_responses
 from onnxcompress.training.trainer import Recipe
-from tests.training.small import network, samples
+from tests.training.small import PROTOTXT, network, samples
 
 RECIPE = Recipe(rate=0.01, batch=16)
 
@@ -125,6 +126,24 @@ def test_labels_and_responses_together(trained, compressed):
         recipe=RECIPE,
     )
     assert oc.evaluate(result.model, samples(200, seed=9)).top1 > 0.95
+
+
+def test_a_network_without_class_scores():
+    maps = import_caffe_text(PROTOTXT[: PROTOTXT.index('layer { name: "fc"')], seed=0)
+    data, test = samples(160), samples(64, seed=9)
+    unlabelled, test = (Data(each.name, each.samples, None) for each in (data, test))
+    plain = oc.apply(maps, oc.Plan(prune={"conv1": [1, 4]}, decompose={"conv2": oc.Ranks(5, 4)}))
+    options = {"teacher": maps, "plan": plain.plan, "validation": test, "recipe": RECIPE}
+    trained = oc.finetune(plain.model, unlabelled, **options)
+    before, after = (oc.evaluate(each.model, test, reference=maps).relative_l2 for each in (plain, trained))
+    assert after < 0.6 * before
+    assert trained.curve[trained.best].validation.relative_l2 == pytest.approx(after, rel=1e-3)
+    options = {"target": "macs=0.4", "data": oc.Calibration(unlabelled), "training": oc.Training(1, RECIPE)}
+    assert oc.compress(maps, **options).stages[-1].name == "trained"
+    with pytest.raises(oc.InputError, match="no class scores"):
+        oc.finetune(plain.model, unlabelled, teacher=maps)
+    with pytest.raises(oc.InputError, match="no class scores"):
+        oc.compress(maps, target="macs=0.4", data=oc.Calibration(data, labels=True), training=oc.Training())
 
 
 def test_a_run_with_a_plan_goes_on_as_if_nothing_had_happened(trained, compressed, tmp_path):

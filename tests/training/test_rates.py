@@ -1,0 +1,50 @@
+"""Which of the candidates is taken: the trials are of a loss whose only weight does best where it starts."""
+
+import numpy as np
+import pytest
+
+from onnxcompress.training.parameters import Multipliers
+from onnxcompress.training.rates import CANDIDATES, find_rate
+from onnxcompress.training.trainer import Recipe, start
+
+
+class Valley:
+    """1 + 100 (w − 1)², with a gradient that always leads away; not finite from a distance on."""
+
+    samples = 4
+
+    def __init__(self, width=np.inf):
+        self.width = width
+
+    def __call__(self, weights, x, targets):
+        away = abs(float(weights["w"][0]) - 1)
+        value = 1 + 100 * away**2 if away < self.width else np.nan
+        return value, {"w": np.ones(1, np.float32)}
+
+
+def found(tolerance, loss=None, said=None):
+    state = start({"w": np.ones(1, np.float32)}, Recipe())
+    batch = np.zeros((4, 1), np.float32), []
+    progress = None if said is None else lambda *counts: said.append(counts)
+    rate = find_rate(
+        loss or Valley(), state, {"w": Multipliers()}, lambda _: batch, Recipe(), tolerance, progress
+    )
+    assert state.step == 0
+    assert state.weights["w"] == 1
+    return rate
+
+
+@pytest.mark.parametrize(("tolerance", "rate"), [(0.0, 3e-4), (0.02, 1e-3), (0.2, 3e-3), (10.0, 1e-2)])
+def test_the_highest_rate_within_the_tolerance(tolerance, rate):
+    assert found(tolerance) == rate
+
+
+def test_a_rate_that_leaves_no_finite_loss_is_none():
+    assert found(10.0, Valley(width=0.02)) == 1e-3
+    assert found(10.0, Valley(width=0.0)) == CANDIDATES[0]
+
+
+def test_progress_ends_where_the_trials_do():
+    said = []
+    found(0.0, said=said)
+    assert said[-1] == (24, 48)
