@@ -37,11 +37,13 @@ class Data:
         name: the path that was opened.
         samples: image files, or one array whose first axis counts the samples.
         labels: int64, (len(samples),), class numbers from 0; None without labels.
+        classes: names of the classes, where folders have them.
     """
 
     name: str
     samples: Sequence[Path] | np.ndarray
     labels: np.ndarray | None
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -246,6 +248,7 @@ def _open_folder(folder: Path) -> Data:
         str(folder),
         list(itertools.chain.from_iterable(classes.values())),
         np.repeat(np.arange(len(classes)), [len(files) for files in classes.values()]),
+        tuple(sub.name for sub in classes),
     )
 
 

@@ -61,6 +61,7 @@ def test_folder_per_class_is_numbered_by_name(tmp_path):
     data = open_data(tmp_path)
     assert values(data) == [0, 2, 1, 3, 4]
     assert data.labels.tolist() == [0, 0, 1, 2, 3]
+    assert data.classes == ("a", "b", "c10", "c2")
 
 
 def test_flat_folder_has_no_labels(tmp_path):

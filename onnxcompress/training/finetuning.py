@@ -105,6 +105,8 @@ def finetune(
     data = data if isinstance(data, Data) else open_data(data)
     if validation is not None and not isinstance(validation, Data):
         validation = open_data(validation)
+    if labels and validation is not None:
+        _check_classes(data, validation)
     plan_files = (Path(plan),) if isinstance(plan, str | Path) else ()
     if isinstance(plan, str | Path):
         plan = read_plan(plan)
@@ -240,6 +242,15 @@ def _check_options(
         raise InputError(f"temperature: {temperature} is not above 0")
     if not 0 < teacher_weight < 1:
         raise InputError(f"teacher-weight: {teacher_weight} is not in (0, 1)")
+
+
+def _check_classes(data: Data, validation: Data) -> None:
+    """Folders number their classes each for itself; the numbers mean the same only where the names do."""
+    if data.classes and validation.classes and (others := set(data.classes) ^ set(validation.classes)):
+        raise InputError(
+            f"{validation.name}: a folder '{min(others)}' is only in one of this and {data.name}; classes "
+            "are numbered in the order of their names, so both need the same"
+        )
 
 
 def _samples(network: ir.Model, recipe: Recipe) -> int:

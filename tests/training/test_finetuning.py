@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -271,6 +272,18 @@ def test_a_network_of_fixed_batch_size():
         np.testing.assert_allclose(weights(fixed)[name], array, rtol=1e-3, atol=1e-5)
     with pytest.raises(oc.InputError, match="a multiple of 2"):
         finetune(model, samples(32), labels=True, recipe=Recipe(batch=3))
+
+
+def test_validation_by_other_classes_is_refused():
+    def of(name, classes):
+        return replace(samples(32), name=name, classes=classes)
+
+    data = of("train", ("daisy", "rose", "tulip"))
+    with pytest.raises(oc.InputError, match="val: a folder 'rose' is only in one of this and train"):
+        finetune(network(), data, labels=True, validation=of("val", ("daisy", "tulip")), steps=1)
+    for others in (("daisy", "rose", "tulip"), ()):
+        found = finetune(network(), data, labels=True, validation=of("val", others), steps=1, recipe=RECIPE)
+        assert found.curve[-1].validation.top1 is not None
 
 
 def test_an_error_about_a_network_names_its_file(tmp_path):
