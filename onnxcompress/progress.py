@@ -1,5 +1,6 @@
 """What is told while work is done that takes long."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -34,3 +35,17 @@ def counted(items: Iterable[T], total: int, steps: Steps | None) -> Iterator[T]:
         yield item
         if steps is not None:
             steps(number, total)
+
+
+def in_lines(say: Callable[[str], None], seconds: float = 60.0) -> Progress:
+    """Progress for where no bar can be drawn: a line of text, at most one in so many seconds."""
+    said = begun = time.monotonic()
+
+    def progress(what: str, done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= seconds:
+            said = now
+            say(f"{what}, {done} of {total}, after {(now - begun) / 60:.0f} min")
+
+    return progress

@@ -15,6 +15,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +26,16 @@ from benchmarks.paper import arms, report, tasks
 from benchmarks.paper.settings import DIGITS, FULL, QUICK, Settings
 from onnxcompress.model import write_text
 from onnxcompress.plan import members
-from onnxcompress.progress import Progress
+from onnxcompress.progress import Progress, in_lines, within
 
 RESULTS = tasks.ROOT / "benchmarks" / "results" / "paper"
-PROGRESS_SECONDS = 60.0
 
 console = Console(highlight=False, width=160)
 
 
 def every_minute(label: str) -> Progress:
     """A progress line a minute."""
-    said = began = time.monotonic()
-
-    def progress(what: str, done: int, total: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= PROGRESS_SECONDS:
-            said = time.monotonic()
-            console.print(
-                f"{label}: {what}, {done} of {total}, after {(said - began) / 60:.0f} min", markup=False
-            )
-
-    return progress
+    return within(in_lines(partial(console.print, markup=False)), label)
 
 
 def measured(task: tasks.Task, file: Path, original: Path) -> dict[str, Any]:

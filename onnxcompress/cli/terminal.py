@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxcompress.errors import InputError
-from onnxcompress.progress import Progress
+from onnxcompress.progress import Progress, in_lines
 
 DONE, SHORT, BAD_INPUT = 0, 1, 2
 
@@ -83,16 +83,17 @@ def _finite(content: Any) -> Any:
 
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Progress]:
-    """A bar on a terminal, nothing elsewhere."""
+    """A bar on a terminal, elsewhere a line a minute."""
+    if not stderr.is_terminal and not quiet:
+        yield in_lines(stderr.print)
+        return
     columns = (
         bars.TextColumn("{task.description}"),
         bars.BarColumn(),
         bars.MofNCompleteColumn(),
         bars.TimeRemainingColumn(),
     )
-    with bars.Progress(
-        *columns, console=stderr, transient=True, disable=quiet or not stderr.is_terminal
-    ) as bar:
+    with bars.Progress(*columns, console=stderr, transient=True, disable=quiet) as bar:
         task = bar.add_task("", total=None)
 
         def advance(what: str, done: int, total: int) -> None:
