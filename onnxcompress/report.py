@@ -342,6 +342,8 @@ def accuracy_table(found: Accuracy) -> Table:
         rows.append(["cosine of the outputs, mean", f"{found.cosine:.4f}"])
     if found.relative_l2 is not None:
         rows.append(["relative L2 error of the output", f"{found.relative_l2:.4f}"])
+    if found.damage is not None:
+        rows.append(["damage to the output, mean", f"{found.damage:.4f}"])
     return table("", ["", ""], rows)
 
 
@@ -357,6 +359,8 @@ def epoch_line(epoch: Epoch) -> str:
             parts.append(f"validation top-1 {100 * found.top1:.1f} %")
         if found.agreement is not None:
             parts.append(f"agreement with the teacher {100 * found.agreement:.1f} %")
+        if found.damage is not None:
+            parts.append(f"damage {found.damage:.3g}")
     if epoch.seconds_left:
         parts.append(f"{epoch.seconds_left / 60:.0f} min left")
     return "  ".join(parts)

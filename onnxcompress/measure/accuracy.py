@@ -9,6 +9,7 @@ import onnxruntime as ort
 
 from onnxcompress.data import Data, batches, open_data, subset
 from onnxcompress.errors import InputError
+from onnxcompress.measure.damage import Damage
 from onnxcompress.preprocessing import Preprocessing, from_metadata
 from onnxcompress.progress import Steps
 from onnxcompress.runtime import DTYPES, run, session
@@ -32,6 +33,7 @@ class Accuracy:
         cosine: mean over samples of the cosine between the two outputs; None without reference. Like the
             next, over the samples with finite outputs only, and NaN when there are none.
         relative_l2: ‖y − y_ref‖ / ‖y_ref‖ over the whole set; None without reference.
+        damage: mean of `damage.Damage`, as the two before; of class scores the divergence of probabilities.
     """
 
     n: int
@@ -44,6 +46,7 @@ class Accuracy:
     agreement: float | None = None
     cosine: float | None = None
     relative_l2: float | None = None
+    damage: float | None = None
 
 
 def evaluate(
@@ -81,7 +84,7 @@ def evaluate(
     value = _only_input(tested)
     if preprocessing is None:
         preprocessing = from_metadata(tested.get_modelmeta().custom_metadata_map)
-    tops, reference_tops, distances = [], [], []
+    tops, reference_tops, distances, damage = [], [], [], Damage()
     nonfinite = done = 0
     for x, _ in batches(
         data,
@@ -111,18 +114,21 @@ def evaluate(
             if are_scores:
                 reference_tops.append(_top(target))
             distances.append(_distances(y[finite], target[finite]))
+            if finite.any():
+                damage.add(*([z[finite] if are_scores else z[finite, None]] for z in (target, y)))
         done += len(x)
         if progress is not None:
             progress(done, len(data))
 
     top1, top5 = _accuracies(tops, data.labels)
     reference_top1, reference_top5 = _accuracies(reference_tops, data.labels)
-    cosine = relative_l2 = None
+    cosine = relative_l2 = lost = None
     if distances:
         cosines, differences, norms = np.concatenate(distances, axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
             cosine = float(np.divide(cosines.sum(), len(cosines)))
             relative_l2 = float(np.sqrt(np.divide(differences.sum(), norms.sum())))
+        lost = float(damage.of_samples().mean()) if len(cosines) else np.nan
     return Accuracy(
         n=len(data),
         nonfinite=nonfinite,
@@ -134,6 +140,7 @@ def evaluate(
         agreement=_agreement(tops, reference_tops),
         cosine=cosine,
         relative_l2=relative_l2,
+        damage=lost,
     )
 
 

@@ -73,11 +73,10 @@ def in_words(result: Finetuned) -> str:
     count = len(result.curve) - 1
     words = f"{count} epoch{'s' * (count != 1)}, rate {result.rate:.2g}, "
     words += f"the weights after epoch {result.best}"
-    if before is not None and after is not None:
-        what, first, last = (
-            ("top-1", before.top1, after.top1)
-            if before.top1 is not None
-            else ("agreement with the original", before.agreement, after.agreement)
-        )
-        words += f": {what} {100 * (first or 0):.1f} -> {100 * (last or 0):.1f} % on the samples for choosing"
-    return words
+    if before is None or after is None:
+        return words
+    if before.top1 is not None and after.top1 is not None:
+        words += f": top-1 {100 * before.top1:.1f} -> {100 * after.top1:.1f} %"
+    elif before.damage is not None and after.damage is not None:
+        words += f": damage {before.damage:.3g} -> {after.damage:.3g}"
+    return f"{words} on the samples for choosing"

@@ -75,8 +75,8 @@ def finetune(
         data: samples, or the path of what `open_data` takes.
         teacher: the network whose class probabilities are to be matched; most often the uncompressed one.
         labels: whether the data's labels are to be matched.
-        validation: data after which the best epoch is chosen: by top-1, or without labels by the error of the
-            outputs against the teacher's.
+        validation: data after which the best epoch is chosen: by top-1, or without labels by the damage to
+            the teacher's answers, see `evaluate`.
         new_head: number of classes of a new task: the last layer gets new random weights.
         epochs: passes over the data.
         steps: instead of epochs.

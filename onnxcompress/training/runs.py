@@ -114,12 +114,12 @@ def go(
 
 
 def _merit(epoch: Epoch) -> tuple[float, float]:
-    """What validation is compared by: top-1 and top-5, or the error against the teacher's outputs."""
+    """What validation is compared by: top-1 and top-5, or the damage to the teacher's answers."""
     found = epoch.validation
     assert found is not None
     if found.top1 is not None:
         return found.top1, found.top5 or 0.0
-    return -(found.relative_l2 or 0.0), found.agreement or 0.0
+    return -(found.damage or 0.0), found.agreement or 0.0
 
 
 def keeper(path: Path | None, fingerprint: str) -> Callable[[Run], None]:

@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+import scipy.special
 from PIL import Image
 
 from onnxcompress.caffe import import_caffe
@@ -50,7 +51,8 @@ def test_top1_and_top5():
     assert found.top5 == pytest.approx(np.mean(place < 5))
     assert 0 < found.top1 < found.top5 < 1
     assert found.top1_error == pytest.approx(np.sqrt(top1 * (1 - top1) / SAMPLES))
-    assert found.agreement is found.cosine is found.relative_l2 is found.reference_top1 is None
+    assert found.agreement is found.cosine is found.relative_l2 is found.damage is None
+    assert found.reference_top1 is None
     assert calls == [(5, 23), (10, 23), (15, 23), (20, 23), (23, 23)]
 
 
@@ -62,6 +64,8 @@ def test_comparison_with_the_reference(labels):
     cosines = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(y, target, strict=True)]
     assert found.cosine == pytest.approx(np.mean(cosines), rel=1e-5)
     assert found.relative_l2 == pytest.approx(np.linalg.norm(y - target) / np.linalg.norm(target), rel=1e-5)
+    theirs, ours = (scipy.special.softmax(scores, axis=1) for scores in (target, y))
+    assert found.damage == pytest.approx(np.mean(np.sum(theirs * np.log(theirs / ours), axis=1)), rel=1e-4)
     assert found.agreement == pytest.approx(np.mean(y.argmax(1) == target.argmax(1)))
     assert 0 < found.agreement < 1
     if labels is None:
@@ -80,7 +84,7 @@ def test_comparison_with_the_reference(labels):
 
 def test_a_network_agrees_with_itself():
     found = evaluate(linear(), data(), reference=linear())
-    assert (found.agreement, found.relative_l2) == (1, 0)
+    assert (found.agreement, found.relative_l2, found.damage) == (1, 0, 0)
     assert found.cosine == pytest.approx(1)
     assert (found.reference_top1, found.reference_top5) == (found.top1, found.top5)
 
@@ -139,6 +143,7 @@ def test_all_outputs_are_compared_where_none_is_of_classes():
     assert found.relative_l2 == pytest.approx(np.linalg.norm(y - target) / np.linalg.norm(target))
     cosines = (y * target).sum(1) / np.linalg.norm(y, axis=1) / np.linalg.norm(target, axis=1)
     assert found.cosine == pytest.approx(cosines.mean())
+    assert found.damage == pytest.approx(np.mean((y - target) ** 2) / target.var(), rel=1e-5)
     assert found.agreement is None
     with pytest.raises(InputError, match="labelled"):
         evaluate(two_maps(1.0), data(X.reshape(-1, 2, 2)))
@@ -166,7 +171,7 @@ def test_only_nonfinite_outputs():
     broken = linear(np.full_like(W, np.inf))
     found = evaluate(broken, data(), reference=linear())
     assert (found.nonfinite, found.top1, found.agreement) == (SAMPLES, 0, 0)
-    assert np.isnan([found.cosine, found.relative_l2]).all()
+    assert np.isnan([found.cosine, found.relative_l2, found.damage]).all()
 
 
 def mean_colour(order: str = "RGB") -> ir.Model:

@@ -182,6 +182,18 @@ def test_a_checkpoint_of_a_run_on_other_data_is_refused(tmp_path, other):
         finetune(network(), **(given | other), resume=True, **options)
 
 
+def test_without_labels_the_epoch_of_least_damage_is_taken(trained):
+    options = {
+        "epochs": 4,
+        "recipe": replace(RECIPE, rate=0.2),
+        "validation": unlabelled(samples(64, seed=8)),
+    }
+    result = finetune(trained, unlabelled(samples(64)), teacher=trained, **options)
+    damages = [epoch.validation.damage for epoch in result.curve]
+    assert max(damages) > 0.01
+    assert result.best == np.argmin(damages) == 0
+
+
 def test_a_teacher_that_ends_in_scores_tells_the_best_epoch(trained):
     """The network gives probabilities, its teacher the scores before them."""
     scores = trained.clone()
