@@ -182,9 +182,9 @@ def compress(
     """
     original = load(model)
     budgeted = bool(target) or keep_accuracy is not None
-    if training is not None and data is None:
-        raise InputError("training needs calibration data: give some with --data")
-    if training is not None and data is not None:
+    if training is not None:
+        if data is None:
+            raise InputError("training needs calibration data: give some with --data")
         check_trainable(simplify(original), data.labels, training.epochs, training.recipe)
     if method not in ("", "joint", "paper"):
         raise InputError(f"method: '{method}' is not one of joint, paper")

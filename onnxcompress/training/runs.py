@@ -119,7 +119,8 @@ def _merit(epoch: Epoch) -> tuple[float, float]:
     assert found is not None
     if found.top1 is not None:
         return found.top1, found.top5 or 0.0
-    return -(found.damage or 0.0), found.agreement or 0.0
+    assert found.damage is not None
+    return -np.inf if np.isnan(found.damage) else -found.damage, found.agreement or 0.0
 
 
 def keeper(path: Path | None, fingerprint: str) -> Callable[[Run], None]:
