@@ -21,7 +21,7 @@ class Training:
         recipe: how to train.
     """
 
-    epochs: float = 10
+    epochs: float = 20
     recipe: Recipe = field(default_factory=Recipe)
 
 

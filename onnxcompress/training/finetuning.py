@@ -17,11 +17,17 @@ from onnxcompress.plan import Plan, read_plan
 from onnxcompress.progress import Progress, Steps, steps_of
 from onnxcompress.training.batches import shuffled
 from onnxcompress.training.head import new_head as make_head
-from onnxcompress.training.losses import Loss, Term, answers
+from onnxcompress.training.losses import Loss, Match, Term, answers
 from onnxcompress.training.parameters import Multipliers, current, trainable, with_weights
 from onnxcompress.training.rates import DISTURBANCE, find_rate
 from onnxcompress.training.runs import Epoch, Run, go, keeper, restored
-from onnxcompress.training.teaching import Teaching, by_probabilities, by_responses
+from onnxcompress.training.teaching import (
+    Teaching,
+    by_probabilities,
+    by_responses,
+    shared_responses,
+    where_it_errs,
+)
 from onnxcompress.training.trainer import Batch, Recipe, start, train
 
 HEAD_RATE = 10.0
@@ -113,22 +119,7 @@ def finetune(
     given = load(model)
     with naming(files_of(given)):
         network, multipliers = _to_train(given, new_head, recipe.seed)
-    share = teacher_weight if labels else 1.0
-    teaching = None
-    if teacher is not None:
-        original = load(teacher)
-        with naming(files_of(original)):
-            teacher = simplify(original)
-            with naming(plan_files):
-                teaching = (
-                    by_probabilities(teacher, network, temperature, share)
-                    if plan is None
-                    else by_responses(teacher, network, plan.prune, share)
-                )
-    by_labels = [Term(1 - share if teaching else 1.0)] if labels else []
-    terms = [*by_labels, *(teaching.terms if teaching else [])]
-    with naming(files_of(given)):
-        loss = Loss(network, list(multipliers), terms, _samples(network, recipe))
+        samples = _samples(network, recipe)
     preprocessing = preprocessing or prep.read(network)
     draw = shuffled(
         data,
@@ -140,6 +131,25 @@ def finetune(
         mirror=mirror,
         zoom=zoom,
     )
+    share = teacher_weight if labels else 1.0
+    teaching = None
+    if teacher is not None:
+        original = load(teacher)
+        with naming(files_of(original)):
+            teacher = simplify(original)
+            with naming(plan_files):
+                if plan is None:
+                    teaching = by_probabilities(teacher, network, temperature, share)
+                elif labels:
+                    teaching = by_responses(teacher, shared_responses(teacher, network, plan.prune), share)
+                else:
+                    responses = shared_responses(teacher, network, plan.prune)
+                    teaching = where_it_errs(teacher, network, responses, draw(0)[0])
+        multipliers = {name: each for name, each in multipliers.items() if name not in teaching.settled}
+    by_labels = [Term(1 - share if teaching else 1.0)] if labels else []
+    terms = [*by_labels, *(teaching.terms if teaching else [])]
+    with naming(files_of(given)):
+        loss = Loss(network, list(multipliers), terms, samples)
     batch_of = _batches(data, loss, teaching, labels, draw)
     per_epoch = len(data) // (recipe.batch * recipe.iter_size)
     total = steps if steps is not None else round(epochs * per_epoch)
@@ -190,15 +200,17 @@ def finetune(
 
 def _to_train(given: ir.Model, new_head: int | None, seed: int) -> tuple[ir.Model, dict[str, Multipliers]]:
     """The simplified network, with a new classifier if one is wanted, and which weights learn how fast."""
-    network = simplify(given)
-    if new_head is None:
-        return network, trainable(network)
-    network, head = make_head(network, new_head, seed)
+    network, head = simplify(given), list[str]()
+    if new_head is not None:
+        network, head = make_head(network, new_head, seed)
     multipliers = trainable(network)
     for name in head:
         old = multipliers[name]
         multipliers[name] = Multipliers(HEAD_RATE * (old.rate or 1), old.decay)
-    return network, multipliers
+    learning = {name: each for name, each in multipliers.items() if each.rate}
+    if not learning:
+        raise InputError("all weights are frozen: the multipliers of their learning rates are 0")
+    return network, learning
 
 
 def check_trainable(network: ir.Model, labels: bool, epochs: float, recipe: Recipe) -> None:
@@ -214,7 +226,7 @@ def check_trainable(network: ir.Model, labels: bool, epochs: float, recipe: Reci
         InputError: as `finetune`.
     """
     _check_epochs(epochs)
-    terms = [Term()] if labels else by_responses(network, network, {}, 1.0).terms
+    terms = [Term()] if labels else [Match(each.value) for each in shared_responses(network, network, {})]
     Loss(network, list(trainable(network)), terms, _samples(network, for_network(recipe, network)))
 
 

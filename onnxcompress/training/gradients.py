@@ -102,7 +102,7 @@ def record(
             weight = ir.val(name, const_value=ir.tensor(constant, name=name))
         values[name] = weight
     forward = Forward(tape, dict(model.opset_imports), shapes, watched, inputs, values, [])
-    needed = _leading_to(model, targets)
+    needed = leading_to(model, targets)
     for node in model.graph:
         if node in needed:
             _step(forward, node)
@@ -112,7 +112,8 @@ def record(
     return forward
 
 
-def _leading_to(model: ir.Model, targets: Collection[str]) -> set[ir.Node]:
+def leading_to(model: ir.Model, targets: Collection[str]) -> set[ir.Node]:
+    """The nodes of a network that some of its values, given by name, are computed by."""
     by_name = {value.name: value for node in model.graph for value in node.outputs}
     waiting = [by_name[name].producer() for name in targets if name in by_name]
     found: set[ir.Node] = set()

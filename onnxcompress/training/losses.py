@@ -186,4 +186,5 @@ def _error(tape: Tape, term: Match, y: ir.Value, target: ir.Value) -> tuple[ir.V
     difference = tape.sub(y, target)
     size = tape.add(tape.emit("ReduceSumSquare", target, keepdims=0), float(np.finfo(np.float32).tiny))
     error = tape.div(tape.emit("ReduceSumSquare", difference, keepdims=0), size)
-    return tape.mul(error, term.weight), tape.div(tape.mul(difference, 2 * term.weight), size)
+    seed = tape.mul(difference, tape.div(tape.constant(2 * term.weight), size))
+    return tape.mul(error, term.weight), seed

@@ -147,12 +147,10 @@ def train(
                 f"rate {base:g} is too high; try --rate {base / 10:g}"
             )
         if recipe.clip_gradients is not None:
-            clip({n: g for n, g in gradients.items() if multipliers[n].rate}, recipe.clip_gradients)
+            clip(gradients, recipe.clip_gradients)
         rate = base * share(recipe.schedule, state.step, steps)
         for name, weight in state.weights.items():
             factor, gradient = multipliers[name], gradients[name]
-            if factor.rate == 0:
-                continue
             if recipe.weight_decay and factor.decay:
                 gradient = gradient + np.float32(recipe.weight_decay * factor.decay) * weight
             own_rate = rate * factor.rate * state.units[name]

@@ -8,7 +8,7 @@ from onnxcompress.model import simplify
 from onnxcompress.runtime import run, session
 from onnxcompress.training.losses import Loss
 from onnxcompress.training.parameters import current, trainable
-from onnxcompress.training.teaching import by_responses, shared_responses
+from onnxcompress.training.teaching import by_responses, shared_responses, where_it_errs
 from onnxcompress.training.trainer import Recipe
 from tests.training.small import PROTOTXT, network, samples
 
@@ -51,7 +51,7 @@ def test_responses_of_pruned_and_factored_layers_are_shared(trained, compressed)
 def test_the_loss_is_the_mean_of_relative_errors(trained, compressed):
     original, small = simplify(trained), compressed.model
     x = samples(6, seed=3).samples
-    teaching = by_responses(original, small, compressed.plan.prune, weight=0.5)
+    teaching = by_responses(original, shared_responses(original, small, compressed.plan.prune), 0.5)
     targets = teaching.targets(x)
     names = list(trainable(small))
     value, _ = Loss(small, names, teaching.terms, samples=6)(current(small, names), x, targets)
@@ -65,7 +65,7 @@ def test_the_loss_is_the_mean_of_relative_errors(trained, compressed):
 def test_gradients_are_the_slopes_of_the_loss(trained, compressed):
     original, small = simplify(trained), compressed.model
     x = samples(6, seed=4).samples
-    teaching = by_responses(original, small, compressed.plan.prune, weight=1.0)
+    teaching = by_responses(original, shared_responses(original, small, compressed.plan.prune), 1.0)
     targets, names = teaching.targets(x), list(trainable(small))
     loss, weights = Loss(small, names, teaching.terms, samples=6), current(small, names)
     _, gradients = loss(weights, x, targets)
@@ -78,13 +78,28 @@ def test_gradients_are_the_slopes_of_the_loss(trained, compressed):
 
 def test_nothing_is_lost_where_nothing_was_changed(trained):
     original = simplify(trained)
-    teaching = by_responses(original, original, {}, weight=1.0)
+    teaching = by_responses(original, shared_responses(original, original, {}), 1.0)
     x, names = samples(4).samples, list(trainable(original))
     value, gradients = Loss(original, names, teaching.terms, samples=4)(
         current(original, names), x, teaching.targets(x)
     )
     assert value < 1e-10
     assert max(np.abs(gradient).max() for gradient in gradients.values()) < 1e-4
+
+
+def test_layers_in_front_that_give_what_the_teachers_do_are_left_alone(trained, compressed):
+    original, x = simplify(trained), samples(16, seed=3).samples
+    plan = oc.Plan(decompose={"conv2": oc.Ranks(5, 4)})
+    small = oc.apply(trained, plan).model
+    found = shared_responses(original, small, {})
+    teaching = where_it_errs(original, small, found, x)
+    assert [term.value for term in teaching.terms] == [each.value for each in found[1:]]
+    assert teaching.settled == {"conv1.weight", "conv1.bias"}
+    unlabelled = Data("", samples(64).samples, None)
+    result = oc.finetune(small, unlabelled, teacher=trained, plan=plan, steps=4, recipe=RECIPE)
+    before, after = (current(each, list(trainable(small))) for each in (small, result.model))
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == set(before) - teaching.settled
 
 
 def test_a_compressed_network_gets_nearer_to_its_teacher(trained, compressed):
