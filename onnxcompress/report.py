@@ -332,6 +332,8 @@ def accuracy_table(found: Accuracy) -> Table:
         rows.append(["top-1", f"{100 * found.top1:.1f}{error} %"])
     if found.top5 is not None:
         rows.append(["top-5", f"{100 * found.top5:.1f} %"])
+    if found.cross_entropy is not None:
+        rows.append(["cross-entropy, mean", f"{found.cross_entropy:.4f}"])
     if found.reference_top1 is not None:
         rows.append(["top-1 of the reference", f"{100 * found.reference_top1:.1f} %"])
     if found.reference_top5 is not None:

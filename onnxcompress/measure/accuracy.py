@@ -9,7 +9,7 @@ import onnxruntime as ort
 
 from onnxcompress.data import Data, batches, open_data, subset
 from onnxcompress.errors import InputError
-from onnxcompress.measure.damage import Damage
+from onnxcompress.measure.damage import Damage, log_probabilities
 from onnxcompress.preprocessing import Preprocessing, from_metadata
 from onnxcompress.progress import Steps
 from onnxcompress.runtime import DTYPES, run, session
@@ -27,6 +27,8 @@ class Accuracy:
         top1: fraction whose best class is the label; None without labels, as the next two.
         top1_error: standard error of `top1`.
         top5: fraction whose five best classes hold the label; None also for fewer than 5 classes.
+        cross_entropy: mean of −log of the probability that the label is given, in nats, over the samples with
+            finite outputs, NaN when there are none; None without labels.
         reference_top1: `top1` of the reference; None without labels or reference.
         reference_top5: `top5` of the reference.
         agreement: fraction whose best class is the reference's; None without reference or class scores.
@@ -41,6 +43,7 @@ class Accuracy:
     top1: float | None = None
     top1_error: float | None = None
     top5: float | None = None
+    cross_entropy: float | None = None
     reference_top1: float | None = None
     reference_top5: float | None = None
     agreement: float | None = None
@@ -84,9 +87,9 @@ def evaluate(
     value = _only_input(tested)
     if preprocessing is None:
         preprocessing = from_metadata(tested.get_modelmeta().custom_metadata_map)
-    tops, reference_tops, distances, damage = [], [], [], Damage()
+    tops, reference_tops, surprises, distances, damage = [], [], [], [], Damage()
     nonfinite = done = 0
-    for x, _ in batches(
+    for x, labels in batches(
         data,
         shape=[dim if isinstance(dim, int) else None for dim in value.shape[1:]],
         dtype=DTYPES[value.type],
@@ -99,6 +102,9 @@ def evaluate(
         if are_scores:
             _check_labels(data, classes=y.shape[1])
             tops.append(np.where(finite[:, None], _top(y), -1))
+            if labels is not None and finite.any():
+                likely = log_probabilities(y[finite])
+                surprises.append(-likely[np.arange(len(likely)), labels[finite]])
         elif data.labels is not None:
             raise InputError(
                 "no output of the network is (N, classes): it cannot be evaluated on labelled data"
@@ -122,7 +128,9 @@ def evaluate(
 
     top1, top5 = _accuracies(tops, data.labels)
     reference_top1, reference_top5 = _accuracies(reference_tops, data.labels)
-    cosine = relative_l2 = lost = None
+    cross_entropy = cosine = relative_l2 = lost = None
+    if top1 is not None:
+        cross_entropy = float(np.concatenate(surprises).mean()) if surprises else np.nan
     if distances:
         cosines, differences, norms = np.concatenate(distances, axis=1)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -135,6 +143,7 @@ def evaluate(
         top1=top1,
         top1_error=None if top1 is None else float(np.sqrt(top1 * (1 - top1) / len(data))),
         top5=top5,
+        cross_entropy=cross_entropy,
         reference_top1=reference_top1,
         reference_top5=reference_top5,
         agreement=_agreement(tops, reference_tops),

@@ -32,7 +32,7 @@ class Damage:
         for (a, b), sums in zip(pairs, self._sums, strict=True):
             p, q = (np.asarray(each, np.float64).reshape(len(each), -1) for each in (a, b))
             if a.ndim >= 2 and a.shape[1] == p.shape[1] > 1:
-                p, q = _log_probabilities(p), _log_probabilities(q)
+                p, q = log_probabilities(p), log_probabilities(q)
                 errors.append(np.sum(np.exp(p) * (p - q), axis=1))
             else:
                 sums += p.size, p.sum(), np.sum(p**2)
@@ -61,7 +61,8 @@ def _spread(count: float, total: float, squares: float) -> float:
     return variance if variance > CONSTANT * squares / count else squares / count
 
 
-def _log_probabilities(scores: Array) -> Array:
+def log_probabilities(scores: Array) -> Array:
+    """Of class scores, (n, classes), which may be probabilities already: logarithms, natural."""
     if scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
         return np.log(np.maximum(scores, 1e-12))
     shifted = scores - scores.max(axis=1, keepdims=True)

@@ -81,8 +81,8 @@ def finetune(
         data: samples, or the path of what `open_data` takes.
         teacher: the network whose class probabilities are to be matched; most often the uncompressed one.
         labels: whether the data's labels are to be matched.
-        validation: data after which the best epoch is chosen: by top-1, or without labels by the damage to
-            the teacher's answers, see `evaluate`.
+        validation: data after which the best epoch is chosen: by top-1 and, where that is the same, by
+            cross-entropy; without labels by the damage to the teacher's answers, see `evaluate`.
         new_head: number of classes of a new task: the last layer gets new random weights.
         epochs: passes over the data.
         steps: instead of epochs.
@@ -134,6 +134,7 @@ def finetune(
     share = teacher_weight if labels else 1.0
     teaching = None
     if teacher is not None:
+        first, _ = draw(0)
         original = load(teacher)
         with naming(files_of(original)):
             teacher = simplify(original)
@@ -144,7 +145,7 @@ def finetune(
                     teaching = by_responses(teacher, shared_responses(teacher, network, plan.prune), share)
                 else:
                     responses = shared_responses(teacher, network, plan.prune)
-                    teaching = where_it_errs(teacher, network, responses, draw(0)[0])
+                    teaching = where_it_errs(teacher, network, responses, first)
         multipliers = {name: each for name, each in multipliers.items() if name not in teaching.settled}
     by_labels = [Term(1 - share if teaching else 1.0)] if labels else []
     terms = [*by_labels, *(teaching.terms if teaching else [])]

@@ -114,13 +114,17 @@ def go(
 
 
 def _merit(epoch: Epoch) -> tuple[float, float]:
-    """What validation is compared by: top-1 and top-5, or the damage to the teacher's answers."""
+    """What validation is compared by: top-1 and cross-entropy, or the damage to the teacher's answers."""
     found = epoch.validation
     assert found is not None
     if found.top1 is not None:
-        return found.top1, found.top5 or 0.0
-    assert found.damage is not None
-    return -np.inf if np.isnan(found.damage) else -found.damage, found.agreement or 0.0
+        return found.top1, _less(found.cross_entropy)
+    return _less(found.damage), found.agreement or 0.0
+
+
+def _less(loss: float | None) -> float:
+    """A loss as something of which more is better; NaN is the worst."""
+    return -np.inf if loss is None or np.isnan(loss) else -loss
 
 
 def keeper(path: Path | None, fingerprint: str) -> Callable[[Run], None]:

@@ -50,6 +50,8 @@ def test_top1_and_top5():
     assert found.top1 == pytest.approx(top1)
     assert found.top5 == pytest.approx(np.mean(place < 5))
     assert 0 < found.top1 < found.top5 < 1
+    likely = scipy.special.log_softmax(X.astype(float) @ W, axis=1)[np.arange(SAMPLES), LABELS]
+    assert found.cross_entropy == pytest.approx(-likely.mean(), rel=1e-5)
     assert found.top1_error == pytest.approx(np.sqrt(top1 * (1 - top1) / SAMPLES))
     assert found.agreement is found.cosine is found.relative_l2 is found.damage is None
     assert found.reference_top1 is None
@@ -73,6 +75,7 @@ def test_comparison_with_the_reference(labels):
             found.top1
             is found.top1_error
             is found.top5
+            is found.cross_entropy
             is found.reference_top1
             is found.reference_top5
             is None
@@ -160,6 +163,8 @@ def test_nonfinite_outputs_count_as_wrong():
     assert found.nonfinite == 3
     assert found.top1 == pytest.approx((SAMPLES - 3) / SAMPLES)
     assert found.top5 == pytest.approx((SAMPLES - 3) / SAMPLES)
+    likely = scipy.special.log_softmax(np.log(good[3:].astype(float)) @ W, axis=1)
+    assert found.cross_entropy == pytest.approx(-likely.max(axis=1).mean(), rel=1e-4)
     y, target = np.log(good[3:].astype(float)) @ W, good[3:].astype(float) @ W
     assert found.agreement == pytest.approx((y.argmax(1) == target.argmax(1)).sum() / SAMPLES)
     assert found.relative_l2 == pytest.approx(np.linalg.norm(y - target) / np.linalg.norm(target), rel=1e-5)

@@ -182,6 +182,15 @@ def test_a_checkpoint_of_a_run_on_other_data_is_refused(tmp_path, other):
         finetune(network(), **(given | other), resume=True, **options)
 
 
+def test_of_epochs_that_are_right_as_often_that_of_least_cross_entropy_is_taken(trained):
+    data, validation = samples(64), samples(8, seed=8)
+    result = finetune(trained, data, labels=True, validation=validation, epochs=6, recipe=RECIPE)
+    found = [epoch.validation for epoch in result.curve]
+    best = [n for n, each in enumerate(found) if each.top1 == max(each.top1 for each in found)]
+    assert len(best) > 3
+    assert result.best == min(best, key=lambda number: found[number].cross_entropy)
+
+
 def test_without_labels_the_epoch_of_least_damage_is_taken(trained):
     options = {
         "epochs": 4,
