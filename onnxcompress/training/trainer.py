@@ -135,7 +135,7 @@ def train(
     assert base is not None
     while state.step < steps:
         begun = time.perf_counter()
-        value, gradients = _averaged(loss, state.weights, *batch_of(state.step))
+        value, gradients = averaged(loss, state.weights, *batch_of(state.step))
         if not np.isfinite(value) or not all(np.isfinite(g).all() for g in gradients.values()):
             if not state.step:
                 raise InputError(
@@ -159,7 +159,8 @@ def train(
         yield Step(state.step, value, rate, time.perf_counter() - begun)
 
 
-def _averaged(loss: Loss, weights: Arrays, x: np.ndarray, targets: list[np.ndarray]) -> tuple[float, Arrays]:
+def averaged(loss: Loss, weights: Arrays, x: np.ndarray, targets: list[np.ndarray]) -> tuple[float, Arrays]:
+    """Loss and gradients of a batch, which may be several of the loss's."""
     values: list[float] = []
     total: Arrays = {}
     for first in range(0, len(x), loss.samples):
