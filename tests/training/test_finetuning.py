@@ -258,6 +258,15 @@ def test_a_frozen_layer_stays_frozen_when_it_is_factored():
         np.testing.assert_array_equal(after[name], array)
 
 
+def test_a_network_of_frozen_layers_only_is_refused():
+    frozen = " param { lr_mult: 0 } param { lr_mult: 0 }"
+    text = PROTOTXT
+    for top, kind in (("conv1", "conv"), ("conv2", "conv"), ("fc", "inner")):
+        text = text.replace(f'top: "{top}" {kind}', f'top: "{top}"{frozen} {kind}')
+    with pytest.raises(oc.InputError, match="all weights are frozen"):
+        finetune(import_caffe_text(text, seed=0), samples(32), labels=True, recipe=RECIPE)
+
+
 def test_a_head_that_was_frozen_learns_where_it_is_new():
     text = PROTOTXT.replace('top: "fc" inner', 'top: "fc" param { lr_mult: 0 } param { lr_mult: 0 } inner')
     result = finetune(import_caffe_text(text), samples(256), labels=True, new_head=4, epochs=4, recipe=RECIPE)
