@@ -13,12 +13,13 @@ from benchmarks.paper.arms import Run, ours
 from benchmarks.paper.curves import Measured, averaged, compared, falling, headline_points, reach
 from benchmarks.paper.report import lacking
 from benchmarks.paper.settings import Settings
-from benchmarks.paper.tasks import at_side, digits, held_back
-from onnxcompress.data import Data, pick
+from benchmarks.paper.tasks import Task, at_side, held_back
+from onnxcompress.data import Data
 from onnxcompress.errors import InputError
 from onnxcompress.runtime import run, session
 from onnxcompress.shapes import concrete_shapes
 from tests.onnx_text import network
+from tests.training import small
 
 
 def points(*pairs):
@@ -127,9 +128,7 @@ SMALL = Settings(
 
 
 def small_task():
-    whole = digits()
-    train = pick(whole.train, np.arange(0, 1000, 8))
-    return replace(whole, train=train, test=pick(whole.test, np.arange(64)))
+    return Task("quarters", small.network(), *(small.samples(count, count) for count in (120, 40, 64)))
 
 
 def test_what_is_compressed_before_training_serves_all_seeds(tmp_path):

@@ -115,6 +115,8 @@ def where_it_errs(
     ours = _outputs(network, [response.value for response in responses])(x)
     errors = [_relative_error(y, target) for y, target in zip(ours, whole.targets(x), strict=True)]
     first = next((n for n, error in enumerate(errors) if error >= SETTLED * np.mean(errors)), 0)
+    if not first:
+        return whole
     front = leading_to(network, [response.value for response in responses[:first]])
     settled = frozenset(
         str(value.name)
