@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
-from threadpoolctl import threadpool_limits
 
+from onnxcompress.blas import one_blas_thread
 from onnxcompress.calibration.given import Calibration, moments_on, read_parts
 from onnxcompress.calibration.samples import Parts
 from onnxcompress.choosing import (
@@ -43,9 +43,6 @@ from onnxcompress.shapes import concrete_shapes
 from onnxcompress.siblings import siblings
 from onnxcompress.training.finetuning import check_trainable
 from onnxcompress.training.trainer import Recipe
-
-one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
-"""Sums in the same order on any number of cores, for the same bytes; these matrices are too small for two."""
 
 SMALLEST = 0.1
 """Share of the MACs below which no network is looked for that keeps an accuracy."""

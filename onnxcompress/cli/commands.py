@@ -442,10 +442,10 @@ def finetune(
     ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.", min=0)] = 10,
     batch: Annotated[int, typer.Option(help="Samples per step.", min=1)] = 8,
-    optimizer: Annotated[str, typer.Option(help="adam or sgd.")] = "adam",
+    optimizer: Annotated[str, typer.Option(help="muon, adam or sgd.")] = "muon",
     rate: Annotated[
         float | None,
-        typer.Option(help="Highest learning rate; of adam the share of its size that a weight moves."),
+        typer.Option(help="Highest learning rate; but for sgd the share of its size that a weight moves."),
     ] = None,
     policy: Annotated[
         str, typer.Option(help="How the rate falls: cosine, fixed, or another of Caffe's with --solver.")

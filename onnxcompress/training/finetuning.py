@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress import preprocessing as prep
+from onnxcompress.blas import one_blas_thread
 from onnxcompress.data import Data, open_data
 from onnxcompress.errors import InputError, naming
 from onnxcompress.measure.accuracy import Accuracy, evaluate
@@ -51,6 +52,7 @@ class Finetuned:
     curve: tuple[Epoch, ...]
 
 
+@one_blas_thread
 def finetune(
     model: ir.Model | str | Path,
     data: Data | str | Path,

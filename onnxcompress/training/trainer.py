@@ -22,9 +22,10 @@ class Recipe:
 
     Attributes:
         optimizer: a name from `OPTIMIZERS`.
-        rate: of SGD: Caffe's ``base_lr``, for which there is no default that fits every network. Of Adam: the
-            share of its own size (the root mean square of its tensor at the start) by which a weight moves
-            per step, which fits whatever the scale of inputs and weights; None: found by `rates.find_rate`.
+        rate: of SGD and Adam as Caffe has them its ``base_lr``, for which there is no default that fits every
+            network. Of the others the share of its own size (the root mean square of its tensor at the start)
+            by which a weight moves per step, which fits whatever the scale of inputs and weights; None:
+            found by `rates.find_rate`.
         schedule: of the rate.
         settings: of the optimizer.
         weight_decay: λ: λ · w is added to the gradient.
@@ -37,7 +38,7 @@ class Recipe:
         InputError: when a number is out of range.
     """
 
-    optimizer: str = "adam"
+    optimizer: str = "muon"
     rate: float | None = None
     schedule: Schedule = field(default_factory=Schedule)
     settings: Settings = field(default_factory=Settings)
@@ -50,7 +51,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.optimizer not in OPTIMIZERS:
             raise InputError(f"optimizer: '{self.optimizer}' is not one of {', '.join(OPTIMIZERS)}")
-        if self.rate is None and self.optimizer != "adam":
+        if self.rate is None and not OPTIMIZERS[self.optimizer].relative:
             raise InputError(
                 f"{self.optimizer}: give a rate; for Caffe's networks 0.0002, for others 0.01 is a start"
             )
@@ -102,7 +103,7 @@ def start(weights: Arrays, recipe: Recipe) -> State:
 
 
 def _units(weights: Arrays, optimizer: str) -> dict[str, float]:
-    if optimizer != "adam":
+    if not OPTIMIZERS[optimizer].relative:
         return dict.fromkeys(weights, 1.0)
     sizes = {name: float(np.sqrt(np.mean(np.square(w, dtype=np.float64)))) for name, w in weights.items()}
     usual = float(np.median([size for size in sizes.values() if size > 0] or [1.0]))
@@ -130,7 +131,7 @@ def train(
     Raises:
         InputError: when the loss is not finite any more.
     """
-    _, update = OPTIMIZERS[recipe.optimizer]
+    update = OPTIMIZERS[recipe.optimizer].update
     base = recipe.rate
     assert base is not None
     while state.step < steps:

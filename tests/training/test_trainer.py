@@ -3,7 +3,7 @@ import pytest
 
 from onnxcompress.caffe.solver import read_solver
 from onnxcompress.errors import InputError
-from onnxcompress.training.optimizers import OPTIMIZERS, Settings, clip, empty_state
+from onnxcompress.training.optimizers import OPTIMIZERS, Settings, clip, empty_state, orthogonal
 from onnxcompress.training.schedules import Schedule, share
 from onnxcompress.training.trainer import Recipe
 
@@ -27,7 +27,7 @@ def test_schedules(schedule, shares):
 
 def test_sgd_has_the_form_of_caffe():
     w, state = np.array([1.0], np.float32), {"velocity": np.array([0.5], np.float32)}
-    OPTIMIZERS["sgd"][1](w, np.array([2.0], np.float32), state, 0.1, 7, Settings(momentum=0.9))
+    OPTIMIZERS["sgd"].update(w, np.array([2.0], np.float32), state, 0.1, 7, Settings(momentum=0.9))
     assert state["velocity"] == pytest.approx(0.9 * 0.5 + 0.1 * 2)
     assert w == pytest.approx(1 - 0.65)
 
@@ -36,8 +36,33 @@ def test_adams_first_steps_have_the_length_of_the_rate():
     w = {"w": np.zeros(3, np.float32)}
     state = empty_state("adam", w)["w"]
     for step in range(4):
-        OPTIMIZERS["adam"][1](w["w"], np.array([5, -1e-3, 7], np.float32), state, 0.1, step, Settings())
+        OPTIMIZERS["adam"].update(w["w"], np.array([5, -1e-3, 7], np.float32), state, 0.1, step, Settings())
         np.testing.assert_allclose(w["w"], np.array([-0.1, 0.1, -0.1]) * (step + 1), rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(6, 40), (40, 6), (12, 12)])
+def test_the_nearest_orthogonal_matrix(shape):
+    random = np.random.default_rng(1)
+    u, _, v = np.linalg.svd(random.standard_normal(shape), full_matrices=False)
+    values = np.geomspace(1, 0.01, min(shape))
+    found = orthogonal((u * values @ v).astype(np.float32))
+    along = u.T @ found @ v.T
+    assert np.all((np.diag(along) > 0.6) & (np.diag(along) < 1.3))
+    np.testing.assert_allclose(along, np.diag(np.diag(along)), atol=1e-4)
+    assert not orthogonal(np.zeros(shape, np.float32)).any()
+
+
+def test_muon_moves_convolutions_by_the_rate_and_all_else_by_adam():
+    random = np.random.default_rng(0)
+    shapes = {"conv": (8, 4, 3, 3), "product": (8, 36), "bias": (8,)}
+    w = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    for name, weight in w.items():
+        g = random.standard_normal(weight.shape).astype(np.float32)
+        OPTIMIZERS["muon"].update(weight, g, empty_state("muon", w)[name], 0.1, 0, Settings())
+        by_adam = np.zeros_like(g)
+        OPTIMIZERS["adam"].update(by_adam, g, empty_state("adam", w)[name], 0.1, 0, Settings())
+        assert np.array_equal(weight, by_adam) == (name != "conv")
+    assert np.sqrt(np.mean(w["conv"] ** 2)) == pytest.approx(0.1, rel=0.2)
 
 
 def test_clipping_limits_the_joint_norm():
