@@ -442,7 +442,12 @@ def finetune(
     ] = None,
     epochs: Annotated[float, typer.Option(help="Passes over the data.", min=0)] = 10,
     batch: Annotated[int, typer.Option(help="Samples per step.", min=1)] = 8,
-    optimizer: Annotated[str, typer.Option(help="muon, adam or sgd.")] = "muon",
+    optimizer: Annotated[
+        str | None,
+        typer.Option(
+            help="muon, adam or sgd; if not given, adam with --labels, else muon.", show_default=False
+        ),
+    ] = None,
     rate: Annotated[
         float | None,
         typer.Option(help="Highest learning rate; but for sgd the share of its size that a weight moves."),

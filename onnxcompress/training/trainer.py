@@ -21,7 +21,7 @@ class Recipe:
     """How to train.
 
     Attributes:
-        optimizer: a name from `OPTIMIZERS`.
+        optimizer: a name from `OPTIMIZERS`; None: chosen by `finetune`.
         rate: of SGD and Adam as Caffe has them its ``base_lr``, for which there is no default that fits every
             network. Of the others the share of its own size (the root mean square of its tensor at the start)
             by which a weight moves per step, which fits whatever the scale of inputs and weights; None:
@@ -38,7 +38,7 @@ class Recipe:
         InputError: when a number is out of range.
     """
 
-    optimizer: str = "muon"
+    optimizer: str | None = None
     rate: float | None = None
     schedule: Schedule = field(default_factory=Schedule)
     settings: Settings = field(default_factory=Settings)
@@ -49,9 +49,9 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.optimizer not in OPTIMIZERS:
+        if self.optimizer is not None and self.optimizer not in OPTIMIZERS:
             raise InputError(f"optimizer: '{self.optimizer}' is not one of {', '.join(OPTIMIZERS)}")
-        if self.rate is None and not OPTIMIZERS[self.optimizer].relative:
+        if self.rate is None and self.optimizer is not None and not OPTIMIZERS[self.optimizer].relative:
             raise InputError(
                 f"{self.optimizer}: give a rate; for Caffe's networks 0.0002, for others 0.01 is a start"
             )
@@ -98,7 +98,8 @@ class Step:
 
 
 def start(weights: Arrays, recipe: Recipe) -> State:
-    """The state before the first step."""
+    """The state before the first step of a recipe with an optimizer."""
+    assert recipe.optimizer is not None
     return State(0, weights, empty_state(recipe.optimizer, weights), _units(weights, recipe.optimizer))
 
 
@@ -126,14 +127,15 @@ def train(
         multipliers: by weight.
         batch_of: from the number of a step, counted from 0, to its batch: the same for the same number.
         steps: in all.
-        recipe: how; with a rate.
+        recipe: how; with an optimizer and a rate.
 
     Raises:
         InputError: when the loss is not finite any more.
     """
-    update = OPTIMIZERS[recipe.optimizer].update
     base = recipe.rate
+    assert recipe.optimizer is not None
     assert base is not None
+    update = OPTIMIZERS[recipe.optimizer].update
     while state.step < steps:
         begun = time.perf_counter()
         value, gradients = averaged(loss, state.weights, *batch_of(state.step))

@@ -340,3 +340,17 @@ def test_all_that_takes_long_is_told():
     assert {what for what, _, _ in said} == {"looking for a rate", "training", "validating"}
     assert all(0 < done <= total for _, done, total in said)
     assert [done for what, done, _ in said if what == "training"] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("labels", "optimizer"), [(True, "adam"), (False, "muon")])
+def test_labels_are_followed_by_adam_and_a_teacher_by_muon(labels, optimizer):
+    def after(**named):
+        recipe = oc.Recipe(batch=8, rate=1e-3, **named)
+        teacher = None if labels else network(seed=1)
+        found = oc.finetune(network(), samples(32), labels=labels, teacher=teacher, steps=2, recipe=recipe)
+        return [each.const_value.numpy() for each in found.model.graph.initializers.values()]
+
+    other = {"adam": "muon", "muon": "adam"}[optimizer]
+    chosen, named, others = after(), after(optimizer=optimizer), after(optimizer=other)
+    assert all(map(np.array_equal, chosen, named))
+    assert not all(map(np.array_equal, chosen, others))
