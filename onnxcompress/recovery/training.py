@@ -18,8 +18,9 @@ class Training:
 
     Attributes:
         epochs: passes over the samples. After the responses of layers, on 800 images, GoogLeNet at a third of
-            its MACs was still getting better on others after 10 (divergence 0.136; 20: 0.125; 30: 0.119; 60:
-            0.116). As many as keep that, with 1000 images, within an hour on two cores.
+            its MACs was still getting better on others with more steps (by Muon, divergence 0.161 before,
+            0.135 after 6 epochs, 0.123 after 16). As many as keep that, with 1000 images, within an hour on
+            two cores.
         recipe: how to train.
     """
 
