@@ -13,7 +13,7 @@ class Settings:
     """Numbers of the update rules.
 
     Attributes:
-        momentum: μ of SGD, β₁ of Adam.
+        momentum: μ of SGD and Muon, β₁ of Adam.
         momentum2: β₂ of Adam.
         delta: ε of Adam.
     """
@@ -91,9 +91,10 @@ def muon(w: np.ndarray, g: np.ndarray, state: Arrays, rate: float, step: int, se
     if w.ndim < 3:
         adam(w, g, state, rate, step, settings)
         return
-    mean, ahead = state["mean"], np.float32(1 - settings.momentum)
-    mean += ahead * (g - mean)
-    direction = orthogonal((mean + ahead * (g - mean)).reshape(len(w), -1))
+    mean, share = state["mean"], np.float32(1 - settings.momentum)
+    mean += share * (g - mean)
+    ahead = mean + share * (g - mean)  # as Nesterov
+    direction = orthogonal(ahead.reshape(len(w), -1))
     w -= np.float32(rate * max(direction.shape) ** 0.5) * direction.reshape(w.shape)
 
 
