@@ -23,17 +23,12 @@ class Valley:
 
 
 def found(tolerance, loss=None, said=None):
-    state = start({"w": np.ones(1, np.float32)}, Recipe(optimizer="adam"))
+    recipe = Recipe(optimizer="adam")
+    state = start({"w": np.ones(1, np.float32)}, recipe)
     batch = np.zeros((4, 1), np.float32), []
     progress = None if said is None else lambda *counts: said.append(counts)
     rate = find_rate(
-        loss or Valley(),
-        state,
-        {"w": Multipliers()},
-        lambda _: batch,
-        Recipe(optimizer="adam"),
-        tolerance,
-        progress,
+        loss or Valley(), state, {"w": Multipliers()}, lambda _: batch, recipe, tolerance, progress
     )
     assert state.step == 0
     assert state.weights["w"] == 1
