@@ -101,7 +101,8 @@ def muon(w: np.ndarray, g: np.ndarray, state: Arrays, rate: float, step: int, se
 def orthogonal(matrix: np.ndarray) -> np.ndarray:
     """A matrix with the same singular vectors whose singular values are nearly 1 (0.7 to 1.2).
 
-    Only the products of the shorter side with itself are iterated on.
+    Only the products of the shorter side with itself are iterated on. SciPy's `polar`, which is exact, takes
+    three to six times as long.
     """
     a, b, c = map(np.float32, QUINTIC)
     x = matrix.T if len(matrix) > matrix.shape[1] else matrix
