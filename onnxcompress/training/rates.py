@@ -31,9 +31,9 @@ DISTURBANCE = 0.025
 
 A network whose weights were fitted starts near its best. The first steps disturb it, and it comes back as
 the rate falls. Trials of Muon, GoogLeNet at a third of its MACs, end with losses of 0.1060 (rate 1e-4),
-0.1069 (3e-4) and 0.1101 (1e-3). After 200 steps, on images that were held back, 3e-4 had done better than 1e-3
-(divergence 0.152 and 0.161, from 0.161); longer training bears higher rates (at 5e-4 600 steps gave 0.135,
-1600 gave 0.123).
+0.1069 (3e-4) and 0.1101 (1e-3). After 200 steps, on images that were held back, 3e-4 had done better than
+1e-3 (divergence 0.152 and 0.161, from 0.161); longer training bears higher rates (at 5e-4 600 steps gave
+0.135, 1600 gave 0.123).
 """
 
 
