@@ -113,7 +113,7 @@ def torch_step(network: ir.Model, batch: int) -> Step:
     from torch.nn.functional import cross_entropy
 
     from benchmarks.torch_networks import Network
-    from onnxcompress.training.losses import scoring
+    from onnxcompress.outputs import scoring
 
     module = Network(scoring(network))
     optimizer = torch.optim.SGD(module.parameters(), lr=1e-6, momentum=0.9)

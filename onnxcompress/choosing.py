@@ -20,8 +20,8 @@ from onnxcompress.pruning.activations import DATA_CRITERIA, data_scores
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.pruning.importance import CRITERIA, set_scores
-from onnxcompress.pruning.interleaved import TAYLOR, score_by_taylor
 from onnxcompress.pruning.surgery import filters_of
+from onnxcompress.pruning.taylor import TAYLOR, score_by_taylor
 from onnxcompress.shapes import concrete_shapes
 
 TAYLOR_SAMPLES = 200

@@ -36,7 +36,8 @@ from onnxcompress.planning.search import Planner, parse_target
 from onnxcompress.planning.survey import survey
 from onnxcompress.progress import Progress
 from onnxcompress.pruning.analysis import analyse
-from onnxcompress.pruning.interleaved import TAYLOR, prune_and_train
+from onnxcompress.pruning.taylor import TAYLOR
+from onnxcompress.recovery.interleaved import prune_and_train
 from onnxcompress.recovery.training import Training
 from onnxcompress.results import Compressed, Point, Stage
 from onnxcompress.shapes import concrete_shapes

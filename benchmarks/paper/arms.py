@@ -16,7 +16,7 @@ from benchmarks.paper.tasks import Task
 from onnxcompress.model import simplify, write_text
 from onnxcompress.plan import Ranks, read_plan, to_yaml
 from onnxcompress.progress import Progress
-from onnxcompress.pruning.interleaved import prune_and_train
+from onnxcompress.recovery.interleaved import prune_and_train
 
 
 @dataclass(frozen=True)

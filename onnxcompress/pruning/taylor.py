@@ -10,17 +10,63 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from onnxcompress import preprocessing as prep
+from onnxcompress.data import Data, batches
 from onnxcompress.errors import InputError
+from onnxcompress.gradients.backward import back, graph_of, modern, record
 from onnxcompress.lrn import sums_squares
 from onnxcompress.measure.cost import cost
+from onnxcompress.outputs import scores_of
+from onnxcompress.progress import Steps, counted
 from onnxcompress.pruning.channels import ChannelGraph
+from onnxcompress.pruning.iterative import Score
 from onnxcompress.runtime import session
 from onnxcompress.shapes import concrete_shapes
-from onnxcompress.training.gradients import back, graph_of, modern, record
-from onnxcompress.training.losses import scores_of
+
+TAYLOR = "taylor"
+"""Name of the criterion."""
+
+SAMPLES = 8
+"""Scored at a time, unless the network fixes another number."""
 
 CERTAIN = 1e30
 """Preference that no class score outweighs."""
+
+
+def score_by_taylor(
+    data: Data,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    flops_weight: float = 0.0,
+    preprocessing: prep.Preprocessing | None = None,
+) -> Score:
+    """A function from a network and its channels to `taylor_scores` on data.
+
+    Args:
+        data: with labels or without.
+        limit: so many samples, evenly spread.
+        seed: of the labels that are drawn where there are none.
+        flops_weight: see `taylor_scores`.
+        preprocessing: the steps from image to array; None takes those that the network carries.
+    """
+
+    def score(network: ir.Model, graph: ChannelGraph, progress: Steps | None) -> NDArray:
+        (value,) = network.graph.inputs
+        shape = [dim if isinstance(dim, int) else None for dim in value.shape or ()]
+        samples = shape[0] or SAMPLES
+        stream = batches(
+            data,
+            shape=shape[1:],
+            preprocessing=preprocessing or prep.read(network),
+            batch=samples,
+            limit=limit,
+        )
+        count = -(-min(len(data), limit or len(data)) // samples)
+        stream = counted(stream, count, progress)
+        return taylor_scores(network, graph, stream, samples=samples, seed=seed, flops_weight=flops_weight)
+
+    return score
 
 
 def taylor_scores(

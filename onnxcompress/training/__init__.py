@@ -1,1 +1,1 @@
-"""Training an ONNX network by NumPy and ONNX Runtime: gradients, losses, optimizers, the loop."""
+"""Training an ONNX network by NumPy and ONNX Runtime: losses, optimizers, the loop."""

@@ -14,11 +14,12 @@ from onnxcompress.data import Data, open_data
 from onnxcompress.errors import InputError, naming
 from onnxcompress.measure.accuracy import Accuracy, evaluate
 from onnxcompress.model import files_of, load, simplify
+from onnxcompress.outputs import answers
 from onnxcompress.plan import Plan, read_plan
 from onnxcompress.progress import Progress, Steps, steps_of
 from onnxcompress.training.batches import shuffled
 from onnxcompress.training.head import new_head as make_head
-from onnxcompress.training.losses import Loss, Match, Term, answers
+from onnxcompress.training.losses import Loss, Match, Term
 from onnxcompress.training.parameters import Multipliers, current, trainable, with_weights
 from onnxcompress.training.rates import DISTURBANCE, find_rate
 from onnxcompress.training.runs import Epoch, Run, go, keeper, restored

@@ -6,7 +6,7 @@ import onnx_ir as ir
 from onnxcompress.errors import InputError
 from onnxcompress.model import refresh
 from onnxcompress.names import Names
-from onnxcompress.training.losses import PASSING, scores_of
+from onnxcompress.outputs import PASSING, scores_of
 from onnxcompress.weights import weights_of
 
 BETWEEN = PASSING | {"GlobalAveragePool", "AveragePool", "ReduceMean", "Relu"}

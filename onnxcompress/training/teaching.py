@@ -13,13 +13,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
+from onnxcompress.gradients.backward import leading_to
 from onnxcompress.layers import CONVOLUTIONS, PRODUCTS, relu_after
 from onnxcompress.lrn import lrn_nodes, rewrite_lrn, sums_squares
+from onnxcompress.outputs import giving, scores_of, softmax
 from onnxcompress.pruning.surgery import filters_gone
 from onnxcompress.runtime import run, session
 from onnxcompress.shapes import concrete_shapes
-from onnxcompress.training.gradients import leading_to
-from onnxcompress.training.losses import Match, Term, giving, scores_of, softmax
+from onnxcompress.training.losses import Match, Term
 
 SAMPLES = 2
 """For which shapes are compared: the first dimension must be theirs."""

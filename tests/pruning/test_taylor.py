@@ -4,16 +4,16 @@ import pytest
 import onnxcompress as oc
 from onnxcompress.data import batches
 from onnxcompress.model import simplify
+from onnxcompress.outputs import scoring, softmax
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.importance import set_scores
-from onnxcompress.pruning.interleaved import prune_and_train
 from onnxcompress.pruning.iterative import prune_in_steps
 from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.pruning.taylor import taylor_scores
+from onnxcompress.recovery.interleaved import prune_and_train
 from onnxcompress.runtime import run, session
 from onnxcompress.shapes import concrete_shapes
 from onnxcompress.training.finetuning import finetune
-from onnxcompress.training.losses import scoring, softmax
 from onnxcompress.training.parameters import current, with_weights
 from onnxcompress.training.trainer import Recipe
 from tests.training.small import network, samples

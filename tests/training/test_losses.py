@@ -4,8 +4,9 @@ import pytest
 
 from onnxcompress.errors import InputError
 from onnxcompress.model import simplify
+from onnxcompress.outputs import scores_of, scoring, softmax
 from onnxcompress.runtime import run, session
-from onnxcompress.training.losses import Loss, Term, scores_of, scoring, softmax
+from onnxcompress.training.losses import Loss, Term
 from onnxcompress.training.parameters import current, trainable, with_weights
 from tests import onnx_text
 from tests.training.small import network, samples

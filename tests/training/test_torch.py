@@ -9,7 +9,8 @@ import pytest
 import onnxcompress as oc
 from models import zoo
 from onnxcompress.model import simplify
-from onnxcompress.training.losses import Loss, Term, scores_of
+from onnxcompress.outputs import scores_of
+from onnxcompress.training.losses import Loss, Term
 from onnxcompress.training.parameters import current, trainable
 
 torch = pytest.importorskip("torch", reason="needs the extra 'torch'")

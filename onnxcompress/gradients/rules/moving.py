@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.training.rules.layers import number
-from onnxcompress.training.rules.registry import NoGradientError, rule
-from onnxcompress.training.tape import Gradients, Shape, Tape
+from onnxcompress.gradients.rules.layers import number
+from onnxcompress.gradients.rules.registry import NoGradientError, rule
+from onnxcompress.gradients.tape import Gradients, Shape, Tape
 
 
 @rule("Reshape", "Flatten", "Squeeze", "Unsqueeze")

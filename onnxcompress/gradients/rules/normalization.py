@@ -6,11 +6,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcompress.gradients.rules.elements import real
+from onnxcompress.gradients.rules.layers import number
+from onnxcompress.gradients.rules.registry import NoGradientError, rule
+from onnxcompress.gradients.tape import Gradients, Shape, Tape
 from onnxcompress.lrn import band, blocks
-from onnxcompress.training.rules.elements import real
-from onnxcompress.training.rules.layers import number
-from onnxcompress.training.rules.registry import NoGradientError, rule
-from onnxcompress.training.tape import Gradients, Shape, Tape
 
 
 @rule("LRN")

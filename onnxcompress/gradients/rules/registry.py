@@ -5,7 +5,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxcompress.training.tape import NoGradientError, Pullback, Tape
+from onnxcompress.gradients.tape import NoGradientError, Pullback, Tape
 
 Rule = Callable[[Tape, ir.Node, Sequence[Any]], tuple[Any, Pullback | None]]
 """From the tape, a node and its inputs on the tape to its outputs there and the pullback.

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcompress.training.rules.layers import number
-from onnxcompress.training.rules.registry import NoGradientError, rule
-from onnxcompress.training.rules.windows import Windows, windows
-from onnxcompress.training.tape import Gradients, Shape, Tape
+from onnxcompress.gradients.rules.layers import number
+from onnxcompress.gradients.rules.registry import NoGradientError, rule
+from onnxcompress.gradients.rules.windows import Windows, windows
+from onnxcompress.gradients.tape import Gradients, Shape, Tape
 
 
 @rule("MaxPool")

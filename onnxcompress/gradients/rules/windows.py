@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxcompress.training.tape import Shape
+from onnxcompress.gradients.tape import Shape
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.training.rules.registry import NoGradientError, rule
-from onnxcompress.training.tape import Gradients, Tape
+from onnxcompress.gradients.rules.registry import NoGradientError, rule
+from onnxcompress.gradients.tape import Gradients, Tape
 
 Slope = Callable[[Tape, ir.Node, ir.Value, ir.Value, ir.Value], ir.Value]
 """From the tape, the node, x, y and the gradient at y to the gradient at x."""

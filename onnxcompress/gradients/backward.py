@@ -10,8 +10,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxcompress.errors import InputError
-from onnxcompress.training.rules import RULES
-from onnxcompress.training.tape import NoGradientError, Pullback, Shape, Tape
+from onnxcompress.gradients.rules import RULES
+from onnxcompress.gradients.tape import NoGradientError, Pullback, Shape, Tape
 
 OPSET = 18
 """The oldest in which the backward pass can be written (ScatterElements that adds, Pad of some axes)."""

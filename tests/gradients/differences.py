@@ -4,10 +4,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
+from onnxcompress.gradients.backward import back, graph_of, record
 from onnxcompress.runtime import session
 from onnxcompress.shapes import concrete_shapes
-from onnxcompress.training.gradients import back, graph_of, record
-from tests.training.numpy_operators import OPERATORS
+from tests.gradients.numpy_operators import OPERATORS
 
 OPSET = 20
 

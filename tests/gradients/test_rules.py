@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxcompress.training.rules import RULES
-from tests.training.differences import check
+from onnxcompress.gradients.rules import RULES
+from tests.gradients.differences import check
 
 few = settings(max_examples=12, deadline=None, derandomize=True)
 

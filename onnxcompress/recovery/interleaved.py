@@ -3,59 +3,15 @@
 from dataclasses import replace
 
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from onnxcompress import preprocessing as prep
-from onnxcompress.data import Data, batches
+from onnxcompress.data import Data
 from onnxcompress.errors import InputError
-from onnxcompress.progress import Progress, Steps, counted
-from onnxcompress.pruning.channels import ChannelGraph
-from onnxcompress.pruning.iterative import Score, prune_in_steps
-from onnxcompress.pruning.taylor import taylor_scores
+from onnxcompress.progress import Progress
+from onnxcompress.pruning.iterative import prune_in_steps
+from onnxcompress.pruning.taylor import score_by_taylor
 from onnxcompress.training.finetuning import finetune, for_network
 from onnxcompress.training.trainer import Recipe
-
-TAYLOR = "taylor"
-"""Name of the criterion."""
-
-SAMPLES = 8
-"""Scored at a time, unless the network fixes another number."""
-
-
-def score_by_taylor(
-    data: Data,
-    *,
-    limit: int | None = None,
-    seed: int = 0,
-    flops_weight: float = 0.0,
-    preprocessing: prep.Preprocessing | None = None,
-) -> Score:
-    """A function from a network and its channels to `taylor_scores` on data.
-
-    Args:
-        data: with labels or without.
-        limit: so many samples, evenly spread.
-        seed: of the labels that are drawn where there are none.
-        flops_weight: see `taylor_scores`.
-        preprocessing: the steps from image to array; None takes those that the network carries.
-    """
-
-    def score(network: ir.Model, graph: ChannelGraph, progress: Steps | None) -> NDArray:
-        (value,) = network.graph.inputs
-        shape = [dim if isinstance(dim, int) else None for dim in value.shape or ()]
-        samples = shape[0] or SAMPLES
-        stream = batches(
-            data,
-            shape=shape[1:],
-            preprocessing=preprocessing or prep.read(network),
-            batch=samples,
-            limit=limit,
-        )
-        count = -(-min(len(data), limit or len(data)) // samples)
-        stream = counted(stream, count, progress)
-        return taylor_scores(network, graph, stream, samples=samples, seed=seed, flops_weight=flops_weight)
-
-    return score
 
 
 def prune_and_train(

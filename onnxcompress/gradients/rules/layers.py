@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.training.rules.registry import NoGradientError, rule
-from onnxcompress.training.rules.windows import Windows, windows
-from onnxcompress.training.tape import Gradients, Shape, Tape
+from onnxcompress.gradients.rules.registry import NoGradientError, rule
+from onnxcompress.gradients.rules.windows import Windows, windows
+from onnxcompress.gradients.tape import Gradients, Shape, Tape
 
 SMALL_MAP, FEW_CHANNELS = 100, 16
 """Positions and channels below which the weight gradient is a convolution: matrices would be too thin."""

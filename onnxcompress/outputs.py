@@ -1,0 +1,70 @@
+"""What a network gives: class scores, probabilities, or any of its values."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxcompress.errors import InputError
+from onnxcompress.shapes import concrete_shapes
+
+PASSING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Dropout"})
+"""Operators that leave class scores as they are."""
+
+
+def scores_of(model: ir.Model) -> ir.Value:
+    """The class scores before the softmax, if there is one: (N, classes), trailing dimensions of 1 aside.
+
+    Raises:
+        InputError: when no output is (N, classes).
+    """
+    shapes = concrete_shapes(model)
+    for output in model.graph.outputs:
+        shape = shapes.get(str(output.name), ())
+        if len(shape) < 2 or int(np.prod(shape[2:])) != 1:
+            continue
+        value = output
+        while (node := value.producer()) is not None and node.inputs[0] is not None:
+            if node.op_type in ("Softmax", "LogSoftmax") and not node.domain:
+                return node.inputs[0]
+            if node.op_type not in PASSING:
+                break
+            value = node.inputs[0]
+        return output
+    raise InputError(
+        "no output of the network is (N, classes): there are no class scores; only training after what a "
+        "teacher's layers give (--teacher with --plan) does without them"
+    )
+
+
+def scoring(model: ir.Model) -> ir.Model:
+    """The network with its class scores before the softmax as its only output."""
+    return giving(model, [str(scores_of(model).name)])
+
+
+def giving(model: ir.Model, names: Sequence[str]) -> ir.Model:
+    """The network with these of its values as its only outputs."""
+    result = model.clone()
+    by_name = {value.name: value for node in result.graph for value in node.outputs}
+    result.graph.outputs[:] = [by_name[name] for name in names]
+    return result
+
+
+def answers(model: ir.Model) -> ir.Model:
+    """The network with its class probabilities as its only output; one that has no class scores as it is."""
+    try:
+        result = scoring(model)
+    except InputError:
+        return model
+    node = ir.node("Softmax", [result.graph.outputs[0]], {"axis": 1}, name="probabilities")
+    node.outputs[0].name, node.outputs[0].dtype = "probabilities", ir.DataType.FLOAT
+    result.graph.append(node)
+    result.graph.outputs[0] = node.outputs[0]
+    return result
+
+
+def softmax(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Probabilities, float32, (N, classes)."""
+    scaled = scores.astype(np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
