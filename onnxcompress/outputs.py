@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
+from scipy import special
 
 from onnxcompress.errors import InputError
 from onnxcompress.shapes import concrete_shapes
@@ -65,6 +66,4 @@ def answers(model: ir.Model) -> ir.Model:
 
 def softmax(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """Probabilities, float32, (N, classes)."""
-    scaled = scores.astype(np.float64) / temperature
-    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return (powers / powers.sum(axis=1, keepdims=True)).astype(np.float32)
+    return special.softmax(scores.astype(np.float64) / temperature, axis=1).astype(np.float32)

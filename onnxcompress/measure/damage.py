@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 Array = NDArray[np.float64]
 
@@ -65,5 +66,4 @@ def log_probabilities(scores: Array) -> Array:
     """Of class scores, (n, classes), which may be probabilities already: logarithms, natural."""
     if scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
         return np.log(np.maximum(scores, 1e-12))
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return log_softmax(scores, axis=1)
