@@ -1,12 +1,16 @@
 """Plots, with the optional extra ``plot`` (Matplotlib)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnxcompress.errors import InputError
 from onnxcompress.report import layers_json
-from onnxcompress.results import Compressed, Point
+
+if TYPE_CHECKING:
+    from onnxcompress.results import Compressed, Point
 
 BEFORE, AFTER = "#c3cbd6", "#1f6f8b"
 
