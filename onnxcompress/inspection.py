@@ -26,14 +26,15 @@ class InspectedLayer:
         cost: its shapes, parameters and MACs.
         ranks: VBMF ranks (per group) of a layer that `decompose` could factor, else None.
         tied: other layers that lose filters together with this one.
-        kept: why its filters cannot be pruned; empty when they can.
+        kept: why its filters cannot be pruned; empty when they can; None where it has none that could be
+            by themselves: depthwise convolutions, weights of other operators.
         milliseconds: measured in ONNX Runtime for one sample, where asked for.
     """
 
     cost: LayerCost
     ranks: Ranks | None
     tied: tuple[str, ...]
-    kept: str
+    kept: str | None
     milliseconds: float | None
 
 
@@ -89,7 +90,7 @@ def inspect(
             cost=layer,
             ranks=ranks.get(layer.name),
             tied=tuple(sorted(tied.get(layer.name, set()) - {layer.name})),
-            kept=kept.get(layer.name, ""),
+            kept=kept.get(layer.name),
             milliseconds=times.pop(layer.name, 0.0) if time else None,
         )
         for layer in total.layers

@@ -16,7 +16,7 @@ from onnx_ir.passes import common as passes
 from onnxcompress import checks
 from onnxcompress.errors import InputError
 from onnxcompress.runtime import FREE_SIZE, NoKernelError, check_runs, random_feeds, runner, session
-from onnxcompress.shapes import free_size, infer
+from onnxcompress.shapes import free_size, infer, is_free
 from onnxcompress.weights import fit_one_message, hide_large, show_again, take_in, weight_files, weights_of
 
 FILES = "onnxcompress.files"
@@ -69,12 +69,21 @@ def _read(path: Path) -> ir.Model:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.NameFixPass()(model)
     model.meta[FILES] = (path, *map(Path, weight_files(model)))
+    _free_dimensions(model)
     take_in(model)
     checks.check_operators(model)
     checks.check_weights(model)
     checks.check_layers(model)
     checks.check_sizes(model)
     return model
+
+
+def _free_dimensions(model: ir.Model) -> None:
+    """Make negative dimensions, as older exporters write them, free ones: inference computes with them."""
+    for value in (*model.graph.inputs, *(value for node in model.graph for value in node.outputs)):
+        if value.shape is not None:
+            dims = [None if isinstance(dim, int) and is_free(dim) else dim for dim in value.shape]
+            value.shape = ir.Shape(dims)
 
 
 def files_of(model: ir.Model) -> tuple[Path, ...]:

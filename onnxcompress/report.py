@@ -135,6 +135,8 @@ def _ranks(layer: InspectedLayer) -> str:
 
 
 def _filters(layer: InspectedLayer) -> str:
+    if layer.kept is None:
+        return ""
     if layer.kept:
         return f"kept: {layer.kept}"
     if not layer.tied:

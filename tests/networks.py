@@ -196,9 +196,10 @@ def _resize(draw: st.DrawFn, b: Builder, x: str) -> str:
     if draw(st.booleans()):
         sizes = b.constant([c, 2 * h, w])
         return b.add("Resize", [x, "", "", sizes], (c, 2 * h, w), axes=[1, 2, 3])
+    region = draw(st.sampled_from(["", b.weight(8)]))
     scales = f"w{len(b.weights)}"
     b.weights.append(numpy_helper.from_array(np.array([1, 1, 2, 1], np.float32), scales))
-    return b.add("Resize", [x, "", scales], (c, 2 * h, w))
+    return b.add("Resize", [x, region, scales], (c, 2 * h, w))
 
 
 def _spatial_attention(draw: st.DrawFn, b: Builder, x: str) -> str:
@@ -266,6 +267,11 @@ def _matmul_from_the_left(draw: st.DrawFn, b: Builder, x: str) -> str:
     flat = b.add("Reshape", [x, b.constant([0, 0, -1])], (c, h * w))
     y = b.add("MatMul", [b.weight(6, c), flat], (6, h * w))
     return b.add("Reshape", [y, b.constant([0, 6, h, w])], (6, h, w))
+
+
+def _conv_over_channels(draw: st.DrawFn, b: Builder, x: str) -> str:
+    c, h, w = b.shapes[x]
+    return b.conv(b.add("Transpose", [x], (h, c, w), perm=[0, 2, 1, 3]), 5)
 
 
 def _depth_to_space(draw: st.DrawFn, b: Builder, x: str) -> str:
@@ -384,6 +390,7 @@ BLOCKS = {
     "constants": _constants,
     "conv": _conv,
     "depthwise": _depthwise,
+    "conv over channels": _conv_over_channels,
     "dropout": lambda draw, b, x: b.add("Dropout", [x], b.shapes[x]),
     "excite": _excite,
     "grouped": _grouped,

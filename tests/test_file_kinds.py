@@ -208,6 +208,7 @@ KINDS = {
     "dynamic height and width": lambda opset: finish(network(opset, size=("H", "W"))),
     "unnamed free batch": lambda opset: finish(network(opset, batch=None)),
     "negative batch": lambda opset: finish(network(opset, batch=-1)),
+    "negative height and width": lambda opset: finish(network(opset, batch=-1, size=(-1, -1))),
     "fixed batch": lambda opset: finish(network(opset, batch=2)),
     "Constant nodes": constant_nodes,
     "behind Identity": behind_identity,
@@ -224,9 +225,12 @@ KINDS = {
 
 
 def interface(model: onnx.ModelProto) -> list[str]:
-    """Inputs that are not weights, and outputs, with types and shapes."""
+    """Inputs that are not weights, and outputs, with types and shapes. A negative dimension is a free one."""
     weights = {tensor.name for tensor in model.graph.initializer}
-    return [str(each) for each in (*model.graph.input, *model.graph.output) if each.name not in weights]
+    values = [each for each in (*model.graph.input, *model.graph.output) if each.name not in weights]
+    for dim in (dim for value in values for dim in value.type.tensor_type.shape.dim if dim.dim_value < 0):
+        dim.Clear()
+    return list(map(str, values))
 
 
 @pytest.fixture

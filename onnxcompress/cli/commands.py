@@ -140,7 +140,7 @@ def inspect(
     VBMF: the ranks at which the layer would be factored.
 
     'free': the layer's filters can go by themselves. 'tied to': they go together with another layer's.
-    'kept': they cannot go, and why.
+    'kept': they cannot go, and why. Nothing: it has none of its own, as a depthwise convolution.
     """
     with progress_bar(quiet) as advance:
         found = verbs.inspect(model, time=time, progress=advance)

@@ -133,6 +133,17 @@ def test_factors_of_a_product_of_vectors_stay():
     assert run(session(result.model), {"x": np.ones((1, 3, 8, 8), np.float32)})[0].shape == (1, 2, 8, 8)
 
 
+def test_channels_that_a_kernel_moves_over_stay():
+    text = """
+        { c = Conv (x, w8_3)  t = Transpose <perm: ints = [0, 2, 1, 3]> (c)  f = Conv (t, w6_8)  r = Relu (f)
+          y = Conv (r, w2_6) }"""
+    model = network(f"g (float[1, 3, 8, 8] x) => (float[1, 2, 8, 8] y) {text}", random_weights(text))
+    result = oc.prune(model, ratio=0.5)
+    assert list(result.plan.prune) == ["Conv_2"]
+    assert "moves over" in result.plan.kept["Conv_0"]
+    assert not result.unknown
+
+
 def test_a_reduction_over_no_axes_changes_nothing():
     """The oracle does not know of these."""
     text = "{{ c = Conv (x, w8_3)  d = {} (c)  r = Relu (d)  f = Conv (r, w4_8)  y = Conv (f, w2_4) }}"

@@ -17,6 +17,7 @@ from onnxcompress.pruning.rules.registry import rule
 def convolution(graph: ChannelGraph, node: ir.Node) -> None:
     """Filters start channels; weights follow what is read. Depthwise ones hand their channels on.
 
+    Channels that lie along an axis that the kernel moves over (of a spectrum or a transposed map) stay.
     Of a grouped convolution either whole groups go, or filters (and input channels) alike in every group.
     """
     transposed = node.op_type == "ConvTranspose"
@@ -24,7 +25,11 @@ def convolution(graph: ChannelGraph, node: ir.Node) -> None:
     weight = constant(node.inputs[1])
     first, second = graph.shape(weight)[:2]
     into, out = (first, second * groups) if transposed else (second * groups, first)
-    atoms = graph.along(node.inputs[0], 1)
+    if (given := graph.atoms(node.inputs[0])) is not None and given.shape[1] == 1:
+        graph.lock(given, f"the kernel of {node.op_type} ('{node.name}') moves over them")
+        atoms = None
+    else:
+        atoms = graph.along(node.inputs[0], 1)
     if groups > 1 and into == groups:
         _depthwise(graph, node, atoms, out // groups, weight)
         return

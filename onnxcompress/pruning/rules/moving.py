@@ -297,9 +297,10 @@ def resample(graph: ChannelGraph, node: ir.Node) -> None:
     if atoms is None:
         return
     before, after = graph.shape(node.inputs[0]), graph.shape(node.outputs[0])
-    region = optional(node, 1) if len(node.inputs) > 2 else None
     varying = [axis for axis, size in enumerate(atoms.shape) if size > 1]
-    if any(before[axis] != after[axis] for axis in varying) or (region is not None and array_of(region).size):
+    mode = node.attributes.get("coordinate_transformation_mode")
+    cropped = mode is not None and mode.as_string() == "tf_crop_and_resize"
+    if cropped or any(before[axis] != after[axis] for axis in varying):
         raise NoRuleError("changes the channels")
     if optional(node, 3) is not None:
         sizes_follow(graph, node, 3, [axis % atoms.ndim for axis in ints_of(node, "axes", range(atoms.ndim))])
