@@ -136,8 +136,17 @@ def _tidied(proto: onnx.ModelProto) -> ir.Model:
     model = ir.from_proto(proto)
     passes.RemoveInitializersFromInputsPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    passes.IdentityEliminationPass()(model)
+    if not any(_hands_out(node) for node in model.graph.all_nodes()):
+        passes.IdentityEliminationPass()(model)
     return model
+
+
+def _hands_out(node: ir.Node) -> bool:
+    """Whether a branch gives by this Identity what it has from outside; `onnx_ir` cannot do without it."""
+    if node.op_type != "Identity" or not node.outputs[0].is_graph_output():
+        return False
+    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return producer is not None and producer.graph is not node.graph
 
 
 def _is_accepted(model: ir.Model) -> bool:

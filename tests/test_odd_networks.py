@@ -113,10 +113,11 @@ def test_outputs_of_other_rows_and_scalars():
         oc.compress(each, target="macs=0.5", data=feeds())
 
 
-def test_branches_that_read_what_is_outside():
+@pytest.mark.parametrize(("then", "otherwise"), [("Relu", "Neg"), ("Identity", "Identity")])
+def test_branches_that_read_what_is_outside(then, otherwise):
     end = f"""s = ReduceMean <keepdims: int = 0> (ra)  c = Greater (s, zero)
-        q = If (c) <then_branch = t () => (float[N, 16, 8, 8] o1) {{ o1 = Relu (rb) }},
-                    else_branch = e () => (float[N, 16, 8, 8] o2) {{ o2 = Neg (rb) }}>
+        q = If (c) <then_branch = t () => (float[N, 16, 8, 8] o1) {{ o1 = {then} (rb) }},
+                    else_branch = e () => (float[N, 16, 8, 8] o2) {{ o2 = {otherwise} (rb) }}>
         d = Conv <kernel_shape: ints = [1, 1]> (q, w5)  {CLASSIFIER.replace("(rb)", "(d)")}"""
     model = cnn(end, zero=np.array(0, np.float32), w5=weights(16, 16, 1, 1))
     assert oc.compress(model, target="macs=0.5", data=feeds()).stages[1:]
