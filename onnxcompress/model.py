@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from onnxcompress import checks
-from onnxcompress.errors import InputError
+from onnxcompress.errors import InputError, naming
 from onnxcompress.runtime import FREE_SIZE, NoKernelError, check_runs, random_feeds, runner, session
 from onnxcompress.shapes import free_size, infer, is_free
 from onnxcompress.weights import fit_one_message, hide_large, show_again, take_in, weight_files, weights_of
@@ -69,7 +69,7 @@ def _read(path: Path) -> ir.Model:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     passes.NameFixPass()(model)
     model.meta[FILES] = (path, *map(Path, weight_files(model)))
-    _free_dimensions(model)
+    _doubt_shapes(model)
     take_in(model)
     checks.check_operators(model)
     checks.check_weights(model)
@@ -78,8 +78,14 @@ def _read(path: Path) -> ir.Model:
     return model
 
 
-def _free_dimensions(model: ir.Model) -> None:
-    """Make negative dimensions, as older exporters write them, free ones: inference computes with them."""
+def _doubt_shapes(model: ir.Model) -> None:
+    """Forget what exporters get wrong about shapes: those inside of branches, and dimensions below zero.
+
+    The latter, by which older ones mean free dimensions, inference would compute with.
+    """
+    for node in model.graph.all_nodes():
+        for value in node.outputs if node.graph is not model.graph else ():
+            value.shape = None
     for value in (*model.graph.inputs, *(value for node in model.graph for value in node.outputs)):
         if value.shape is not None:
             dims = [None if isinstance(dim, int) and is_free(dim) else dim for dim in value.shape]
@@ -216,12 +222,14 @@ def save(model: ir.Model, path: str | Path, *, original: ir.Model | None = None)
 def copy(model: ir.Model, path: str | Path) -> None:
     """Write a network as it was read: the bytes of its file, but where weights lie in other files.
 
+    Nor where what the file says about the shapes inside of branches is wrong, which is then left out.
+
     Raises:
         InputError: as `save`.
     """
     source, *others = files_of(model)
     with _draft(Path(path)) as draft:
-        if others:
+        if others or _broken_rule(source):
             _write(model, draft)
         else:
             shutil.copyfile(source, draft)
@@ -270,7 +278,8 @@ def validate(path: Path, original: ir.Model | None = None) -> None:
         if original is not None:
             _write(original, path.with_name("original"))
             if own := _broken_rule(path.with_name("original")):
-                raise InputError(f"the network breaks ONNX's rules: {own}")
+                with naming(files_of(original)):
+                    raise InputError(f"breaks ONNX's rules: {own}")
         raise InputError(f"{path.name}: the result breaks ONNX's rules: {problem}")
     try:
         runnable = runner(path)

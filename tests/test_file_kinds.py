@@ -101,6 +101,14 @@ def behind_identity(opset: int) -> onnx.ModelProto:
     return finish(model)
 
 
+def reshaped_as_computed(opset: int) -> onnx.ModelProto:
+    model = network(opset, size=("H", "W"))
+    insert(
+        model, "pool", node("Shape", "conv2", "sizes"), node("Reshape", "relu2 sizes", "again"), reads="relu2"
+    )
+    return finish(model)
+
+
 def shared(opset: int) -> onnx.ModelProto:
     model = network(opset)
     insert(
@@ -133,6 +141,16 @@ def normalized(opset: int) -> onnx.ModelProto:
     )
     variance = numpy_helper.from_array(np.linspace(0.5, 2, 16, dtype=np.float32), "variance")
     return finish(model, weight("scale", 16), weight("shift", 16), weight("mean", 16), variance)
+
+
+def branches_with_wrong_shapes(opset: int) -> onnx.ModelProto:
+    model = branches(opset)
+    for attribute in next(each for each in model.graph.node if each.op_type == "If").attribute:
+        (first,) = attribute.g.node
+        first.name, first.output[0] = "first", "first"
+        attribute.g.node.append(node("Neg", "first", "inner"))
+        attribute.g.value_info.append(value("first", 2, 3))
+    return model
 
 
 def branches(opset: int) -> onnx.ModelProto:
@@ -200,6 +218,8 @@ def of_microsoft(opset: int) -> onnx.ModelProto:
     return finish(model)
 
 
+WRONG = "If, its shapes wrong"
+
 KINDS = {
     "plain": lambda opset: finish(network(opset)),
     "IR 3": lambda opset: finish(network(opset, ir_version=3)),
@@ -217,6 +237,8 @@ KINDS = {
     "computed from an input": computed_from_an_input,
     "BatchNormalization": normalized,
     "If": branches,
+    WRONG: branches_with_wrong_shapes,
+    "reshaped as computed": reshaped_as_computed,
     "Loop": loop,
     "functions": functions,
     "several inputs and outputs": several_inputs_and_outputs,
@@ -263,7 +285,13 @@ def test_kind_of_file(run, folder, kind, opset):
     assert np.isfinite(y).all()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_shapes_are_left_out_even_where_nothing_changes(run, folder):
+    onnx.save(KINDS[WRONG](13), "model.onnx")
+    assert run("prune", "model.onnx", "-o", "out.onnx", "--ratio", "0", "-q")[0] == 0
+    onnx.checker.check_model("out.onnx", full_check=True)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != WRONG])
 def test_ratio_0_is_the_same_bytes_with_a_sentence(run, folder, kind):
     onnx.save(KINDS[kind](13), "model.onnx")
     code, out, _ = run("prune", "model.onnx", "-o", "out.onnx", "--ratio", "0")

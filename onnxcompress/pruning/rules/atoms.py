@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxcompress.model import weights_of
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Keep, NoRuleError
-from onnxcompress.pruning.rules.nodes import graph_of, new_constant, where
+from onnxcompress.pruning.rules.nodes import graph_of, new_constant, replaced
 
 
 def hand_on(graph: ChannelGraph, node: ir.Node, atoms: Atoms | None, reason: str = "") -> None:
@@ -44,9 +44,9 @@ def sizes_follow(graph: ChannelGraph, node: ir.Node, index: int, axes: Sequence[
             changed = np.where(varying & (given > 0), counts, given)
             node.replace_input_with(index, new_constant(node, "sizes", changed))
         else:
-            after = where(node, varying, counts, sizes)
+            after = replaced(node, varying, counts, sizes)
             graph_of(node).insert_before(node, after)
-            node.replace_input_with(index, after.outputs[0])
+            node.replace_input_with(index, after[-1].outputs[0])
 
     graph.edit(follow)
 

@@ -27,8 +27,8 @@ from onnxcompress.pruning.rules.nodes import (
     new_node,
     opset_of,
     optional,
+    replaced,
     set_ints,
-    where,
 )
 from onnxcompress.pruning.rules.registry import rule
 
@@ -322,10 +322,10 @@ def shape(graph: ChannelGraph, node: ir.Node) -> None:
     def freeze(keep: Keep) -> None:
         if varying.any() and not keep(atoms).all():
             uses = list(node.outputs[0].uses())
-            before = where(node, varying, counted, node.outputs[0])
+            before = replaced(node, varying, counted, node.outputs[0])
             graph_of(node).insert_after(node, before)
             for reader, index in uses:
-                reader.replace_input_with(index, before.outputs[0])
+                reader.replace_input_with(index, before[-1].outputs[0])
 
     graph.edit(freeze)
 

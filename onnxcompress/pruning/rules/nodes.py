@@ -86,7 +86,12 @@ def new_node(
     return added
 
 
-def where(node: ir.Node, mask: np.ndarray, numbers: np.ndarray, otherwise: ir.Value) -> ir.Node:
-    """A new node, not yet in the graph, that replaces some of the numbers that another computes."""
-    inputs = [new_constant(node, "mask", mask), new_constant(node, "sizes", numbers), otherwise]
-    return new_node(node, "where", "Where", inputs)
+def replaced(node: ir.Node, mask: np.ndarray, numbers: np.ndarray, given: ir.Value) -> list[ir.Node]:
+    """New nodes, not yet in the graph: the last of them gives computed sizes, some of which are replaced.
+
+    By a product and a sum: opsets before 9 have no Where.
+    """
+    others = new_constant(node, "others", (~mask).astype(np.int64))
+    sizes = new_constant(node, "sizes", np.where(mask, numbers, 0).astype(np.int64))
+    rest = new_node(node, "others", "Mul", [given, others])
+    return [rest, new_node(node, "sizes", "Add", [rest.outputs[0], sizes])]
