@@ -1,8 +1,11 @@
 """The loop: batches in, weights changed."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -121,6 +124,8 @@ def train(
 ) -> Iterator[Step]:
     """Take the steps that are left, changing the state in place; control returns after each.
 
+    While a step is taken, the next one's batch is made; weights change side by side.
+
     Args:
         loss: whose batches may be smaller than the recipe's: their gradients are averaged then.
         state: where to go on.
@@ -136,30 +141,42 @@ def train(
     assert recipe.optimizer is not None
     assert base is not None
     update = OPTIMIZERS[recipe.optimizer].update
-    while state.step < steps:
-        begun = time.perf_counter()
-        value, gradients = averaged(loss, state.weights, *batch_of(state.step))
-        if not np.isfinite(value) or not all(np.isfinite(g).all() for g in gradients.values()):
-            if not state.step:
-                raise InputError(
-                    "the loss or its gradients are not finite before any step: the network computes NaN or "
-                    "infinite values on the data; check the preprocessing"
-                )
-            raise InputError(
-                f"the loss or its gradients are not finite after {state.step} steps (loss {value:.3g}): the "
-                f"rate {base:g} is too high; try --rate {base / 10:g}"
-            )
-        if recipe.clip_gradients is not None:
-            clip(gradients, recipe.clip_gradients)
-        rate = base * share(recipe.schedule, state.step, steps)
-        for name, weight in state.weights.items():
-            factor, gradient = multipliers[name], gradients[name]
-            if recipe.weight_decay and factor.decay:
-                gradient = gradient + np.float32(recipe.weight_decay * factor.decay) * weight
-            own_rate = rate * factor.rate * state.units[name]
-            update(weight, gradient, state.optimizer[name], own_rate, state.step, recipe.settings)
-        state.step += 1
-        yield Step(state.step, value, rate, time.perf_counter() - begun)
+
+    def change(rate: float, name: str, gradient: np.ndarray) -> None:
+        weight, factor = state.weights[name], multipliers[name]
+        if recipe.weight_decay and factor.decay:
+            gradient = gradient + np.float32(recipe.weight_decay * factor.decay) * weight
+        own_rate = rate * factor.rate * state.units[name]
+        update(weight, gradient, state.optimizer[name], own_rate, state.step, recipe.settings)
+
+    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(os.cpu_count()) as pool:
+        batch = ahead.submit(batch_of, state.step)
+        while state.step < steps:
+            begun = time.perf_counter()
+            x, targets = batch.result()
+            if state.step + 1 < steps:
+                batch = ahead.submit(batch_of, state.step + 1)
+            value, gradients = averaged(loss, state.weights, x, targets)
+            if not np.isfinite(value) or not all(np.isfinite(g).all() for g in gradients.values()):
+                raise InputError(_diverged(state.step, value, base))
+            if recipe.clip_gradients is not None:
+                clip(gradients, recipe.clip_gradients)
+            rate = base * share(recipe.schedule, state.step, steps)
+            list(pool.map(partial(change, rate), state.weights, map(gradients.__getitem__, state.weights)))
+            state.step += 1
+            yield Step(state.step, value, rate, time.perf_counter() - begun)
+
+
+def _diverged(steps: int, loss: float, rate: float) -> str:
+    if not steps:
+        return (
+            "the loss or its gradients are not finite before any step: the network computes NaN or "
+            "infinite values on the data; check the preprocessing"
+        )
+    return (
+        f"the loss or its gradients are not finite after {steps} steps (loss {loss:.3g}): the "
+        f"rate {rate:g} is too high; try --rate {rate / 10:g}"
+    )
 
 
 def averaged(loss: Loss, weights: Arrays, x: np.ndarray, targets: list[np.ndarray]) -> tuple[float, Arrays]:
