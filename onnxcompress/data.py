@@ -124,8 +124,9 @@ def batches(
 
     Args:
         data: what `open_data` returned. Arrays are fed as they are.
-        shape: of one sample, as the network takes it: (channels, height, width) for images. None stands for a
-            dimension that the network leaves open; images then keep the size that preprocessing gives them.
+        shape: of one sample, as the network takes it: for images (channels, height, width), or with the
+            channels last, as TensorFlow has them. None stands for a dimension that the network leaves open;
+            images then keep the size that preprocessing gives them.
         dtype: type of the network's input.
         preprocessing: the steps from image to array; needed for images only.
         batch: samples per batch.
@@ -190,11 +191,13 @@ def _image_reader(
         raise InputError(f"{data.name}: images need preprocessing, and the network carries none")
     if len(shape) != 3 or dtype.kind != "f":
         raise InputError(f"{data.name}: images cannot be fed to a network that takes {dtype} {_times(shape)}")
-    channels, order = shape[0], preprocessing.channel_order
+    order = preprocessing.channel_order
+    last = shape[0] != CHANNELS[order] == shape[2]
+    channels, *sizes = (shape[2], *shape[:2]) if last else shape
     if channels not in (None, CHANNELS[order]):
         raise InputError(f"{data.name}: the network takes {channels} channels, preprocessing gives {order}")
-    sizes = zip(shape[1:], preprocessing.crop or preprocessing.resize or (None, None), strict=True)
-    height, width = (want or given for want, given in sizes)
+    known = zip(sizes, preprocessing.crop or preprocessing.resize or (None, None), strict=True)
+    height, width = (want or given for want, given in known)
     if height is None or width is None:
         raise InputError(
             f"{data.name}: the network takes any size; give a resize or a crop in the preprocessing"
@@ -204,7 +207,8 @@ def _image_reader(
     def read(part: np.ndarray, views: Sequence[View] | None = None) -> np.ndarray:
         chosen = zip(part, views or [View()] * len(part), strict=True)
         images = [_decode(data.samples[index], preprocessing, *size, view) for index, view in chosen]
-        return np.stack(images).astype(dtype)
+        stacked = np.stack(images).astype(dtype)
+        return np.ascontiguousarray(stacked.transpose(0, 2, 3, 1)) if last else stacked
 
     return read
 

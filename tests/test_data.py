@@ -135,6 +135,15 @@ def test_free_sizes_keep_what_preprocessing_gives(tmp_path):
     assert "any size" in refusal(tmp_path, shape=(3, None, None))
 
 
+@pytest.mark.parametrize("shape", [(4, 4, 3), (None, None, 3)])
+def test_channels_last(tmp_path, shape):
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    p = Preprocessing("RGB", (0.0,), resize=(4, 4))
+    ((x, _),) = batches(open_data(tmp_path), shape=shape, preprocessing=p)
+    np.testing.assert_array_equal(x, pixels[None])
+
+
 def test_exif_orientation_is_followed(tmp_path):
     pixels = np.zeros((2, 3, 3), np.uint8)
     pixels[0, 0] = 200
