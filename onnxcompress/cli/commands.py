@@ -281,7 +281,7 @@ def compress(
         bool,
         typer.Option("--finetune", help="Train the weights at the end; without a budget after each stage."),
     ] = False,
-    epochs: Annotated[float, typer.Option(help="Of --finetune: passes over the data.", min=0)] = 16,
+    epochs: Annotated[float, typer.Option(help="Of --finetune: passes over the data.", min=0)] = 12,
     labels: Labels = False,
     data: CalibrationData = None,
     limit: Limit = None,
