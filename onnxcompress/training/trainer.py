@@ -162,7 +162,7 @@ def train(
             if recipe.clip_gradients is not None:
                 clip(gradients, recipe.clip_gradients)
             rate = base * share(recipe.schedule, state.step, steps)
-            list(pool.map(partial(change, rate), state.weights, map(gradients.__getitem__, state.weights)))
+            list(pool.map(partial(change, rate), gradients, gradients.values()))
             state.step += 1
             yield Step(state.step, value, rate, time.perf_counter() - begun)
 
