@@ -86,14 +86,18 @@ def test_conv_transpose(where, widths, extra, bias):
     )
 
 
-@few
-@given(
+POOLS = (
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.tuples(*[st.integers(0, 1)] * 4),
     st.tuples(st.integers(5, 8), st.integers(5, 8)),
     st.booleans(),
 )
+"""Kernel, strides, pads, size of the input, ceil_mode."""
+
+
+@few
+@given(*POOLS)
 def test_max_pool(kernel, strides, pads, size, ceil):
     pads = [min(pad, k - 1) for pad, k in zip(pads, kernel * 2, strict=True)]
     check(
@@ -107,14 +111,7 @@ def test_max_pool(kernel, strides, pads, size, ceil):
 
 
 @few
-@given(
-    st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    st.tuples(*[st.integers(0, 1)] * 4),
-    st.tuples(st.integers(5, 8), st.integers(5, 8)),
-    st.booleans(),
-    st.booleans(),
-)
+@given(*POOLS, st.booleans())
 def test_average_pool(kernel, strides, pads, size, ceil, padding_counts):
     pads = [min(pad, k - 1) for pad, k in zip(pads, kernel * 2, strict=True)]
     check(
