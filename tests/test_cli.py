@@ -82,6 +82,15 @@ def test_inspect(run, folder):
     assert json.loads(out)["layers"][0]["tied"] == ["conv2"]
 
 
+def test_inspect_says_nothing_of_filters_that_only_follow(run, folder):
+    b = Builder(0)
+    oc.save(b.model([b.conv(b.conv(b.conv("x", 6), 6, 3, group=6), 2)]), "depthwise.onnx")
+    _, out, _ = run("inspect", "depthwise.onnx", "--json")
+    assert [layer["kept"] for layer in json.loads(out)["layers"]] == ["", None, "the network's output"]
+    _, out, _ = run("inspect", "depthwise.onnx")
+    assert out.count("free") == 1
+
+
 def test_quiet_prints_nothing(run, folder):
     assert run("decompose", "model.onnx", "-o", "out.onnx", "-q") == (0, "", "")
     assert sorted(os.listdir()) == ["model.onnx", "out.onnx", "out.plan.yaml"]
