@@ -148,7 +148,7 @@ def _tidied(proto: onnx.ModelProto) -> ir.Model:
 
 
 def _hands_out(node: ir.Node) -> bool:
-    """Whether a branch gives by this Identity what it has from outside; `onnx_ir` cannot do without it."""
+    """Whether a branch gives by this Identity what it has from outside: `onnx_ir` fails to eliminate it."""
     if node.op_type != "Identity" or not node.outputs[0].is_graph_output():
         return False
     producer = node.inputs[0].producer() if node.inputs[0] is not None else None
@@ -220,9 +220,9 @@ def save(model: ir.Model, path: str | Path, *, original: ir.Model | None = None)
 
 
 def copy(model: ir.Model, path: str | Path) -> None:
-    """Write a network as it was read: the bytes of its file, but where weights lie in other files.
+    """Write a network as it was read: the bytes of its file.
 
-    Nor where what the file says about the shapes inside of branches is wrong, which is then left out.
+    Without them where weights lie in other files, or where what the file says about shapes is wrong.
 
     Raises:
         InputError: as `save`.

@@ -19,8 +19,8 @@ class Training:
     Attributes:
         epochs: passes over the samples. After the responses of layers, on 800 images, GoogLeNet at a third of
             its MACs was still getting better on others with more steps (by Muon, divergence 0.161 before,
-            0.135 after 6 epochs, 0.123 after 16). As many as keep that, with 1000 images, within an hour on
-            two slow cores.
+            0.135 after 6 epochs, 0.123 after 16). As many as should keep that, with 1000 images, within an
+            hour on two slow cores (docs/training.md).
         recipe: how to train.
     """
 
