@@ -1,5 +1,6 @@
 """Entry point of the command ``onnxcompress`` and of ``python -m onnxcompress``."""
 
+import io
 import logging
 import signal
 import sys
@@ -12,6 +13,8 @@ def main() -> None:
     What libraries would tell programmers is not shown.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # not every encoding has a ×
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")

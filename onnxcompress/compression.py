@@ -188,6 +188,8 @@ def compress(
         raise InputError(f"method: '{method}' is not one of joint, paper")
     if method and budgeted != (method == "joint"):
         raise InputError("method: joint needs a target or an accuracy to keep; paper takes neither")
+    if keep_accuracy is not None and not 0 < keep_accuracy <= 1:
+        raise InputError(f"keep-accuracy: {keep_accuracy} is not in (0, 1]")
     if target and keep_accuracy is not None:
         raise InputError("give a target or an accuracy to keep, not both")
     if budgeted:
@@ -386,8 +388,6 @@ def _planned(original: ir.Model, planner: Planner, share: float, progress: Progr
 
 def _keeping(original: ir.Model, planner: Planner, wanted: float, progress: Progress | None) -> Compressed:
     """The smallest of some networks, found by bisection, that keeps enough on the samples for choosing."""
-    if not 0 < wanted <= 1:
-        raise InputError(f"keep-accuracy: {wanted} is not in (0, 1]")
     low, high, best = SMALLEST, 1.0, None
     while high / low > 1 + PRECISION:
         share = (low * high) ** 0.5

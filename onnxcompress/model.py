@@ -15,8 +15,9 @@ from onnx_ir.passes import common as passes
 
 from onnxcompress import checks
 from onnxcompress.errors import InputError, naming
-from onnxcompress.runtime import FREE_SIZE, NoKernelError, check_runs, random_feeds, runner, session
-from onnxcompress.shapes import free_size, infer, is_free
+from onnxcompress.names import Names
+from onnxcompress.runtime import NoKernelError, check_runs, random_feeds, runner, session
+from onnxcompress.shapes import infer, is_free, stand_ins
 from onnxcompress.weights import fit_one_message, hide_large, show_again, take_in, weight_files, weights_of
 
 FILES = "onnxcompress.files"
@@ -283,7 +284,7 @@ def validate(path: Path, original: ir.Model | None = None) -> None:
         raise InputError(f"{path.name}: the result breaks ONNX's rules: {problem}")
     try:
         runnable = runner(path)
-        feeds = random_feeds(runnable, dynamic=FREE_SIZE if original is None else free_size(original))
+        feeds = random_feeds(runnable, {} if original is None else stand_ins(original))
     except InputError as error:
         raise InputError(str(error).replace(str(path), path.name)) from None
     try:
@@ -322,15 +323,13 @@ def write_text(path: str | Path, text: str) -> None:
 
 def _unshare_vectors(model: ir.Model) -> None:
     """Give each reader its own copy of a bias or scale that merely has the same values as another's."""
+    names = Names(model.graph)
     for value in list(model.graph.initializers.values()):
         array = weights_of(value)
         if array is None or array.dtype.kind != "f" or array.size != max(array.shape, default=1):
             continue
         for number, (node, index) in enumerate(list(value.uses())[1:], start=1):
-            name = f"{value.name}.{number}"
-            own = ir.val(name, const_value=ir.tensor(array, name=name))
-            model.graph.initializers[name] = own
-            node.replace_input_with(index, own)
+            node.replace_input_with(index, names.initializer(f"{value.name}.{number}", array))
 
 
 def _same_opsets(function: ir.Function, model: ir.Model) -> bool:

@@ -7,6 +7,7 @@ import onnx_ir as ir
 from scipy import special
 
 from onnxcompress.errors import InputError
+from onnxcompress.names import Names
 from onnxcompress.shapes import concrete_shapes
 
 PASSING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Dropout"})
@@ -14,7 +15,7 @@ PASSING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "
 
 
 def scores_of(model: ir.Model) -> ir.Value:
-    """The class scores before the softmax, if there is one: (N, classes), trailing dimensions of 1 aside.
+    """The class scores before the softmax, if there is one: (N, 2 classes or more), trailing ones aside.
 
     Raises:
         InputError: when no output is (N, classes).
@@ -22,7 +23,8 @@ def scores_of(model: ir.Model) -> ir.Value:
     shapes = concrete_shapes(model)
     for output in model.graph.outputs:
         shape = shapes.get(str(output.name), ())
-        if len(shape) < 2 or int(np.prod(shape[2:])) != 1:
+        floating = output.dtype is None or output.dtype.is_floating_point()
+        if not floating or len(shape) < 2 or shape[1] < 2 or int(np.prod(shape[2:])) != 1:
             continue
         value = output
         while (node := value.producer()) is not None and node.inputs[0] is not None:
@@ -57,8 +59,9 @@ def answers(model: ir.Model) -> ir.Model:
         result = scoring(model)
     except InputError:
         return model
-    node = ir.node("Softmax", [result.graph.outputs[0]], {"axis": 1}, name="probabilities")
-    node.outputs[0].name, node.outputs[0].dtype = "probabilities", ir.DataType.FLOAT
+    names = Names(result.graph)
+    node = ir.node("Softmax", [result.graph.outputs[0]], {"axis": 1}, name=names.fresh("softmax"))
+    node.outputs[0].name, node.outputs[0].dtype = names.fresh("probabilities"), ir.DataType.FLOAT
     result.graph.append(node)
     result.graph.outputs[0] = node.outputs[0]
     return result

@@ -216,9 +216,7 @@ def tradeoff_table(points: Sequence[Point]) -> Table:
             f"{point.share:.2f}",
             millions(point.params),
             millions(point.macs),
-            ""
-            if point.fitted.closeness.agreement is None
-            else f"{100 * point.fitted.closeness.agreement:.1f} %",
+            _percent(point.fitted.closeness.agreement),
             f"{point.fitted.closeness.damage:.4f}",
             f"{point.fitted.expected_damage:.4f}",
         ]

@@ -184,13 +184,17 @@ def check_runs(runnable: Runnable, feeds: Mapping[str, np.ndarray], seconds: flo
 
 
 def random_feeds(
-    runnable: Runnable, batch: int = FREE_BATCH, seed: int = 0, dynamic: int = FREE_SIZE
+    runnable: Runnable, shapes: Mapping[str, Sequence[int]] | None = None, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Random arrays for every input of a network, the same for the same arguments.
 
     Floats are standard normal; integers are 0 or 1, so that they are valid indices; booleans are either.
-    Free dimensions become `batch` (the first), `dynamic` (height and width: from the third on) and 1 (the
-    second). Fixed dimensions stay, so that a network of fixed batch size is fed that size instead of `batch`.
+
+    Args:
+        runnable: the network.
+        shapes: of its inputs, by name (see `shapes.stand_ins`). Where one is missing, free dimensions become
+            `FREE_BATCH` (the first), 1 (the second) and `FREE_SIZE`.
+        seed: of the numbers.
 
     Raises:
         InputError: when an input is not a tensor of numbers, or is too large.
@@ -203,9 +207,9 @@ def random_feeds(
             raise InputError(
                 f"the input '{value.name}' is a {value.type}: only tensors of numbers can be fed"
             )
-        shape = [
-            dim if isinstance(dim, int) else batch if axis == 0 else dynamic if axis >= 2 else 1
-            for axis, dim in enumerate(value.shape)
+        free = (FREE_BATCH, 1, *[FREE_SIZE] * len(value.shape))
+        shape = (shapes or {}).get(value.name) or [
+            dim if isinstance(dim, int) else size for dim, size in zip(value.shape, free, strict=False)
         ]
         if math.prod(shape) > INPUT_LIMIT:
             raise InputError(f"the input '{value.name}' has {math.prod(shape):,} numbers, which is too much")

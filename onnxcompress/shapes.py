@@ -53,6 +53,25 @@ def concrete_shapes(model: ir.Model, batch: int = FREE_BATCH, size: int | None =
     return known[batch, size]
 
 
+def stand_ins(model: ir.Model, batch: int = FREE_BATCH) -> Shapes:
+    """Shapes of the inputs that are no weights, by name; free dimensions are as in `concrete_shapes`."""
+    inputs = _bound(model, batch, free_size(model)).graph.inputs
+    return {
+        str(value.name): value.shape.numpy()
+        for value in inputs
+        if value.shape is not None and not value.is_initializer()
+    }
+
+
+def taking(model: ir.Model, sample: Sequence[int]) -> ir.Model:
+    """A copy of a network with one input that takes samples of just this shape."""
+    result = model.clone()
+    (value,) = result.graph.inputs
+    assert value.shape is not None
+    value.shape = ir.Shape([value.shape[0], *sample])
+    return result
+
+
 def free_size(model: ir.Model) -> int:
     """What stands in for free heights and widths: `FREE_SIZE`, or another at which the network works."""
     if len(_sizes(model)) == 1 or _works(model, FREE_SIZE):

@@ -211,3 +211,14 @@ def test_a_fixed_batch_is_filled_up():
     batches = list(fed(samples(11), session(model)))
     assert [len(places) for places, _ in batches] == [8, 3]
     assert [len(feeds["x"]) for _, feeds in batches] == [8, 8]
+
+
+def test_arrays_come_in_the_order_of_the_inputs(tmp_path):
+    names = [f"x{number}" for number in range(8)]
+    inputs = ", ".join(f"float[N,2] {name}" for name in names)
+    model = network(f"g ({inputs}) => (float[N,2] y) {{ y = Sum({', '.join(names)}) }}")
+    arrays = {name: np.zeros((10, 2), np.float32) for name in reversed(names)}
+    np.savez(tmp_path / "x.npz", **arrays)
+    feeds = [{name: array[:1] for name, array in arrays.items()} for _ in range(10)]
+    for source in (tmp_path / "x.npz", feeds):
+        assert list(read_samples(model, source).arrays) == names

@@ -60,6 +60,8 @@ def test_compress_apply_evaluate_bench(run, folder):
     code, out, _ = run("apply", "model.onnx", "small.plan.yaml", "-o", "again.onnx", "--json")
     assert code == 0
     assert Path("again.onnx").read_bytes() == Path("small.onnx").read_bytes()
+    assert run("apply", "model.onnx", "small.plan.yaml", "-o", "small.onnx", "-q")[0] == 0
+    assert Path("again.onnx").read_bytes() == Path("small.onnx").read_bytes()
 
     random = np.random.default_rng(0)
     np.savez("data.npz", x=random.random((12, 3, 8, 8), np.float32), y=random.integers(0, 5, 12))

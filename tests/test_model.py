@@ -2,12 +2,15 @@
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
+from onnxcompress.model import simplify
 from onnxcompress.runtime import run, session
 from tests.networks import Builder
+from tests.onnx_text import network as from_text
 
 
 @pytest.fixture
@@ -79,3 +82,17 @@ def test_infinite_constants_are_fine_outside_layers(tmp_path):
     pooled = b.add("MaxPool", [padded], (4, 8, 8), kernel_shape=[3, 3])
     oc.save(b.model([b.conv(pooled, 2)]), tmp_path / "infinite.onnx")
     assert oc.prune(tmp_path / "infinite.onnx", ratio=0.5).plan.prune
+
+
+def test_copies_of_a_shared_bias_take_no_name_that_is_there():
+    random = np.random.default_rng(0)
+    text = """g (float[1,3,8,8] x) => (float[1,4,4,4] y) {
+        a = Conv(x, w, s) b = Conv(a, v, s) y = Conv(b, u, other) }"""
+    shapes = {"w": (4, 3, 5, 5), "v": (4, 4, 1, 1), "u": (4, 4, 1, 1), "s": (4,), "other": (4,)}
+    weights = {name: random.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    proto = ir.to_proto(from_text(text, weights))
+    proto.graph.node[2].input[2] = proto.graph.initializer[4].name = "s.1"
+    model, x = ir.from_proto(proto), {"x": random.normal(size=(1, 3, 8, 8)).astype(np.float32)}
+    expected = run(session(model), x)[0]
+    np.testing.assert_allclose(run(session(simplify(model)), x)[0], expected, rtol=1e-4, atol=1e-5)
+    assert oc.prune(model, ratio=0.5).plan.prune

@@ -14,7 +14,8 @@ from onnxcompress.caffe.network import Network, normalise, unique
 from onnxcompress.caffe.parameters import Source, from_caffemodel, from_fillers
 from onnxcompress.caffe.schema import NetParameter
 from onnxcompress.errors import InputError
-from onnxcompress.training.parameters import LAYERS, note_multipliers
+from onnxcompress.shapes import LAYERS
+from onnxcompress.training.parameters import note_multipliers
 
 OLDEST_OPSET = 13
 """From which ONNX has the operators in the form that the converters write."""

@@ -1,5 +1,6 @@
 """Calibration samples: read once, kept on the disk as the network takes them, in batches and in parts."""
 
+import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -147,6 +148,7 @@ def read_samples(
         arrays = {name: _on_disk(read, len(data), views, progress)}
     else:
         arrays = _gathered(source, set(inputs))
+    arrays = {name: arrays[name] for name in inputs}
     count = _check(arrays, inputs) // views
     numbers = spread(count, limit)
     return Samples(arrays, (numbers[:, None] * views + np.arange(views)).ravel(), views, data)
@@ -225,6 +227,8 @@ def _on_disk(read: Reader, count: int, views: int, progress: Steps | None) -> np
         chunk = np.stack(seen, axis=1)
         if array is None:
             with tempfile.TemporaryFile() as file:  # it goes when the array does
+                if hasattr(os, "posix_fallocate"):  # a full disk would kill the process later on
+                    os.posix_fallocate(file.fileno(), 0, count * chunk[0].nbytes)
                 array = np.memmap(file, chunk.dtype, "w+", shape=(count, *chunk.shape[1:]))
         array[numbers] = chunk
         if progress is not None:

@@ -359,7 +359,7 @@ def apply(
 ) -> int:
     """Do what a plan says, no more and no less."""
     steps = read_plan(plan)
-    network = _read(model, output, plan, data, stats)
+    network = _read(model, output, plan, data, stats, write_plan=False)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(data, preprocessing, limit, stats)
     with progress_bar(quiet) as advance:
@@ -494,7 +494,7 @@ def finetune(
     from onnxcompress.caffe.solver import read_solver
     from onnxcompress.training.schedules import Schedule
 
-    network = _read(model, output, data, teacher, val, solver, plan)
+    network = _read(model, output, data, teacher, val, solver, plan, write_plan=False)
     recipe = verbs.Recipe(
         optimizer=optimizer,
         rate=0.1 if solver is not None else rate,
@@ -624,18 +624,20 @@ def bench(
     show({"networks": report.records(found)}, [report.latency_table(found)], as_json, quiet)
 
 
-def _read(source: Path, output: Path, *others: Path | None) -> ir.Model:
+def _read(source: Path, output: Path, *others: Path | None, write_plan: bool = True) -> ir.Model:
     """The network, once it is known that it can be run and that the outputs can be written.
 
     Args:
         source: of the network.
         output: to write.
         others: files that are read, too.
+        write_plan: whether a plan is written beside the output.
     """
     inputs = [source, *(path for path in others if path is not None)]
     check_output(output, *inputs)
     network = load(source)
-    for path in (output, output.with_name(f"{output.name}.data"), _plan_of(output)):
+    written = [output, output.with_name(f"{output.name}.data"), *([_plan_of(output)] if write_plan else [])]
+    for path in written:
         check_output(path, *inputs, *files_of(network))
     runner(source)
     return network

@@ -16,6 +16,9 @@ from onnxcompress.gradients.tape import NoGradientError, Pullback, Shape, Tape
 OPSET = 18
 """The oldest in which the backward pass can be written (ScatterElements that adds, Pad of some axes)."""
 
+CONVERTED = 8
+"""IR version that goes with it. In old ones, the converter takes initializers for missing inputs."""
+
 
 @dataclass
 class Forward:
@@ -48,8 +51,10 @@ def modern(model: ir.Model) -> ir.Model:
     """
     if model.opset_imports.get("", OPSET) >= OPSET:
         return model
+    proto = ir.to_proto(model)
+    proto.ir_version = max(proto.ir_version, CONVERTED)
     try:
-        converted = ir.from_proto(onnx.version_converter.convert_version(ir.to_proto(model), OPSET))
+        converted = ir.from_proto(onnx.version_converter.convert_version(proto, OPSET))
     except Exception as error:  # the converter has many kinds
         raise InputError(
             f"the network cannot be converted to opset {OPSET}: {' '.join(str(error).split())[:200]}; "
@@ -131,6 +136,8 @@ def _step(forward: Forward, node: ir.Node) -> None:
     wanted = any(tape.wants(value) for value in inputs)
     pullback = None
     try:
+        if any(each.type == ir.AttributeType.GRAPH for each in node.attributes.values()):
+            raise NoGradientError("")
         if not wanted:
             outputs = tape.repeat(node, inputs)
         elif node.domain or node.op_type not in RULES:

@@ -178,7 +178,7 @@ def _outputs(runnable: ort.InferenceSession, x: np.ndarray) -> tuple[np.ndarray,
     if not outputs:
         raise InputError("no output of the network has one entry per sample: nothing can be evaluated")
     for y in outputs:
-        if y.ndim >= 2 and y[0].size == y.shape[1]:
+        if y.ndim >= 2 and y[0].size == y.shape[1] > 1:
             return y.reshape(len(x), -1), True
     return np.concatenate([y.reshape(len(x), -1) for y in outputs], axis=1), False
 

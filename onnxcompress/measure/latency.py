@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxcompress.model import load
 from onnxcompress.progress import Steps, counted
 from onnxcompress.runtime import random_feeds, run, session
-from onnxcompress.shapes import free_size
+from onnxcompress.shapes import stand_ins
 
 MIN_RUNS = 5
 """Timed runs that `bench` does even when they take longer than its seconds."""
@@ -96,7 +96,10 @@ def bench(
             (model.graph.name or "network") if isinstance(model, ir.Model) else str(model) for model in models
         ]
     sessions = [session(model, threads=threads) for model in models]
-    feeds = [random_feeds(runnable, batch) for runnable in sessions]
+    feeds = [
+        random_feeds(runnable, stand_ins(load(model), batch))
+        for runnable, model in zip(sessions, models, strict=True)
+    ]
     random = np.random.default_rng(0)
 
     def time_round() -> np.ndarray:
@@ -154,7 +157,7 @@ def node_times(
     model = load(model)
     with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
         runnable = session(model, profile_prefix=str(Path(folder) / "profile"))
-        feeds = random_feeds(runnable, dynamic=free_size(model))
+        feeds = random_feeds(runnable, stand_ins(model))
         for _ in counted(range(runs), runs, progress):
             run(runnable, feeds)
         events = json.loads(Path(runnable.end_profiling()).read_text(encoding="utf-8"))

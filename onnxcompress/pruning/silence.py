@@ -5,9 +5,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
+from onnxcompress.names import Names
 from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.runtime import random_feeds, run, session
-from onnxcompress.shapes import free_size
+from onnxcompress.shapes import stand_ins
 
 SUMMING = (
     *("Einsum", "GRU", "LRN", "LSTM", "MatMul", "RNN"),
@@ -67,24 +68,22 @@ def _largest(model: ir.Model, graph: ChannelGraph, values: list[ir.Value]) -> li
     probe = model.clone()
     by_name = {value.name: value for node in probe.graph for value in node.outputs}
     probe.graph.outputs.clear()
-    for number, original in enumerate(values):
+    names = Names(probe.graph)
+    for original in values:
         atoms = graph.atoms(original)
         assert atoms is not None
         axes = [axis for axis, size in enumerate(atoms.shape) if size == 1]
         magnitude = ir.node("Abs", [by_name[original.name]])
         if probe.opset_imports.get("", 0) >= AXES_AS_INPUT:
-            given = ir.val(
-                f"axes.{number}", const_value=ir.tensor(np.array(axes, np.int64), name=f"axes.{number}")
-            )
-            probe.graph.initializers[str(given.name)] = given
+            given = names.initializer("axes", np.array(axes, np.int64))
             reduced = ir.node("ReduceMax", [magnitude.outputs[0], given])
         else:
             reduced = ir.node("ReduceMax", [magnitude.outputs[0]], {"axes": axes})
         probe.graph.extend([magnitude, reduced])
-        reduced.outputs[0].name = f"largest.{number}"
+        reduced.outputs[0].name = names.fresh("largest")
         probe.graph.outputs.append(reduced.outputs[0])
     try:
         runnable = session(probe)
-        return run(runnable, random_feeds(runnable, dynamic=free_size(model)))
+        return run(runnable, random_feeds(runnable, stand_ins(model)))
     except InputError:  # it cannot be run on random input: nothing is taken for silent
         return [np.ones(1)] * len(values)

@@ -4,6 +4,7 @@ Molchanov et al., *Pruning Convolutional Neural Networks for Resource Efficient 
 """
 
 from collections.abc import Iterable
+from itertools import chain
 
 import numpy as np
 import onnx_ir as ir
@@ -14,14 +15,17 @@ from onnxcompress import preprocessing as prep
 from onnxcompress.data import Data, batches
 from onnxcompress.errors import InputError
 from onnxcompress.gradients.backward import back, graph_of, modern, record
+from onnxcompress.layers import CONVOLUTIONS
 from onnxcompress.lrn import sums_squares
 from onnxcompress.measure.cost import cost
+from onnxcompress.names import Names
 from onnxcompress.outputs import scores_of
 from onnxcompress.progress import Steps, counted
 from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.pruning.iterative import Score
-from onnxcompress.runtime import session
-from onnxcompress.shapes import concrete_shapes
+from onnxcompress.runtime import run, session
+from onnxcompress.shapes import concrete_shapes, taking
+from onnxcompress.weights import weights_of
 
 TAYLOR = "taylor"
 """Name of the criterion."""
@@ -102,30 +106,32 @@ def taylor_scores(
     Raises:
         InputError: when there are no samples, labels are beyond the classes, or gradients cannot pass.
     """
-    model = modern(model)
+    stream = iter(batches)
+    first = next(stream, None)
+    if first is None:
+        raise InputError("there are no samples to score filters by")
+    model = modern(taking(model, first[0].shape[1:]))
     gated = _gated(model, graph, samples)
     (image, chosen) = (value.name for value in gated.get_inputs())
     classes = int(gated.get_inputs()[1].shape[1])
-    layers = [layer for layer in graph.layers if layer.name in {o.name for o in gated.get_outputs()}]
-    names = [layer.name for layer in layers]
+    by_name = {layer.name: layer for layer in graph.layers}
+    layers = [by_name[output.name] for output in gated.get_outputs()]
     random = np.random.default_rng(seed)
     count = int(graph.set_of.max(initial=-1)) + 1
     total, seen = np.zeros(count), 0
-    for x, labels in batches:
+    for x, labels in chain([first], stream):
         if labels is not None and labels.max() >= classes:
             raise InputError(f"label {labels.max()}, but the network has {classes} classes")
         preference = random.gumbel(size=(samples, classes)).astype(np.float32)
         if labels is not None:
             preference[np.arange(len(x)), labels] = CERTAIN
         padded = np.concatenate([x, np.repeat(x[-1:], samples - len(x), axis=0)])
-        found = gated.run(names, {image: padded, chosen: preference})
+        found = run(gated, {image: padded, chosen: preference})
         change = np.zeros((len(x), count))
         for layer, sums in zip(layers, found, strict=True):
             np.add.at(change.T, graph.set_of[layer.atoms], sums[: len(x)].T)
         total += np.abs(change).sum(axis=0)
         seen += len(x)
-    if not seen:
-        raise InputError("there are no samples to score filters by")
     return _compared(graph, total / seen) - flops_weight * _flops(model, graph)
 
 
@@ -141,7 +147,7 @@ def _gated(model: ir.Model, graph: ChannelGraph, samples: int) -> ort.InferenceS
     forward = record(model, shapes, [name], watched=set(outputs.values()))
     tape, scores = forward.tape, forward.values[name]
     classes = shapes[name][1]
-    preference = ir.val("preference", ir.DataType.FLOAT, (samples, classes))
+    preference = ir.val(Names(model.graph).fresh("preference"), ir.DataType.FLOAT, (samples, classes))
     flat = tape.reshape(scores, (samples, classes))
     preferred = tape.add(flat, preference)
     highest = tape.emit("ReduceMax", preferred, tape.ints([1]), keepdims=1)
@@ -153,7 +159,9 @@ def _gated(model: ir.Model, graph: ChannelGraph, samples: int) -> ort.InferenceS
         value = forward.values.get(outputs[layer.name])
         if value is not None and not sums_squares(layer.node):
             rank = len(tape.shape(value))
-            channel = 1 if layer.node.op_type in ("Conv", "ConvTranspose") else rank - 1
+            channel = 1 if layer.node.op_type in CONVOLUTIONS else rank - 1
+            if layer.node.op_type == "MatMul" and weights_of(layer.node.inputs[0]) is not None:
+                channel = rank - 2
             product = tape.mul(value, at(value))
             sums[layer.name] = tape.sum(product, [axis for axis in range(1, rank) if axis != channel])
     return session(graph_of(forward, [*forward.inputs, preference], sums))

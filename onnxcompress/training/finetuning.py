@@ -17,6 +17,7 @@ from onnxcompress.model import files_of, load, simplify
 from onnxcompress.outputs import answers
 from onnxcompress.plan import Plan, read_plan
 from onnxcompress.progress import Progress, Steps, steps_of
+from onnxcompress.shapes import taking
 from onnxcompress.training.batches import shuffled
 from onnxcompress.training.head import new_head as make_head
 from onnxcompress.training.losses import Loss, Match, Term
@@ -115,6 +116,8 @@ def finetune(
     data = data if isinstance(data, Data) else open_data(data)
     if validation is not None and not isinstance(validation, Data):
         validation = open_data(validation)
+    if validation is not None and validation.labels is None and teacher is None:
+        raise InputError(f"{validation.name}: validation data needs labels where there is no teacher")
     if labels and validation is not None:
         _check_classes(data, validation)
     plan_files = (Path(plan),) if isinstance(plan, str | Path) else ()
@@ -136,9 +139,9 @@ def finetune(
         zoom=zoom,
     )
     share = teacher_weight if labels else 1.0
+    first, _ = draw(0)
     teaching = None
     if teacher is not None:
-        first, _ = draw(0)
         original = load(teacher)
         with naming(files_of(original)):
             teacher = simplify(original)
@@ -154,7 +157,7 @@ def finetune(
     by_labels = [Term(1 - share if teaching else 1.0)] if labels else []
     terms = [*by_labels, *(teaching.terms if teaching else [])]
     with naming(files_of(given)):
-        loss = Loss(network, list(multipliers), terms, samples)
+        loss = Loss(taking(network, first.shape[1:]), list(multipliers), terms, samples)
     batch_of = _batches(data, loss, teaching, labels, draw)
     per_epoch = len(data) // (recipe.batch * recipe.iter_size)
     total = steps if steps is not None else round(epochs * per_epoch)
@@ -265,8 +268,8 @@ def _check_options(
         raise InputError("nothing to learn from: give --teacher, or --labels for data that has them, or both")
     if plan and not teacher:
         raise InputError("plan: the responses to be matched are those of a teacher: give --teacher, too")
-    if not temperature > 0:
-        raise InputError(f"temperature: {temperature} is not above 0")
+    if not 0 < temperature < np.inf:
+        raise InputError(f"temperature: {temperature} is not a number above 0")
     if not 0 < teacher_weight < 1:
         raise InputError(f"teacher-weight: {teacher_weight} is not in (0, 1)")
 
@@ -333,8 +336,6 @@ def _validation(
         tested = answers(tested)
         return evaluate(tested, data, reference=target, preprocessing=preprocessing, progress=progress)
 
-    if data is not None and data.labels is None and teacher is None:
-        raise InputError(f"{data.name}: validation data needs labels where there is no teacher")
     target = None if teacher is None else answers(teacher)
     return validate
 

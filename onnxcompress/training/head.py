@@ -63,24 +63,26 @@ def new_head(model: ir.Model, classes: int, seed: int) -> tuple[ir.Model, list[s
         value.const_value = ir.tensor(new.astype(old.dtype), name=value.name)
         value.shape = ir.Shape(shape)
         names.append(str(value.name))
-    for reshape in _following(node, "Reshape"):
+    reached = _following(node)
+    for reshape in (each for each in reached if each.op_type == "Reshape"):
         sizes = weights_of(reshape.inputs[1])
         if sizes is not None and count in sizes:
             changed = np.where(sizes == count, classes, sizes)
             value = Names(result.graph).initializer(f"{reshape.name}.shape", changed)
             reshape.replace_input_with(1, value)
     for output in result.graph.outputs:
-        if output.shape is not None and len(output.shape) > 1:
+        own = output.producer() in reached
+        if own and output.shape is not None and len(output.shape) > 1 and output.shape[1] == count:
             output.shape = ir.Shape([output.shape[0], classes, *output.shape[2:]])
     return refresh(result), names
 
 
-def _following(node: ir.Node, operator: str) -> list[ir.Node]:
-    """The nodes of an operator that what a node gives reaches."""
-    found, reached = [], set(node.outputs)
+def _following(node: ir.Node) -> list[ir.Node]:
+    """A node and all that what it gives reaches."""
+    found, reached = [node], set(node.outputs)
     assert node.graph is not None
     for each in node.graph:
         if reached & set(each.inputs):
             reached |= set(each.outputs)
-            found += [each] if each.op_type == operator else []
+            found.append(each)
     return found

@@ -8,9 +8,10 @@ import onnx_ir as ir
 
 from onnxcompress.errors import InputError
 from onnxcompress.lrn import sums_squares
+from onnxcompress.shapes import LAYERS
 from onnxcompress.weights import weights_of
 
-LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+NORMS = frozenset({"BatchNormalization", "LayerNormalization"})
 
 STATISTICS = (3, 4)
 """Inputs of BatchNormalization that stay frozen."""
@@ -73,7 +74,7 @@ def trainable(model: ir.Model) -> dict[str, Multipliers]:
                 fixed.add(name)
             elif node.op_type in LAYERS:
                 found.setdefault(name, _noted(node, index))
-            elif node.op_type in ("Add", "BatchNormalization", "LayerNormalization", "Mul", "PRelu"):
+            elif node.op_type in NORMS or (node.op_type in ("Add", "Mul", "PRelu") and _by_channel(array)):
                 found.setdefault(
                     name, BIAS if node.op_type == "Add" or index == 2 else Multipliers(decay=0.0)
                 )
@@ -85,6 +86,11 @@ def trainable(model: ir.Model) -> dict[str, Multipliers]:
         if dtype != ir.DataType.FLOAT:
             raise InputError(f"the weights '{name}' are {dtype}: only float32 networks can be trained")
     return trained
+
+
+def _by_channel(array: np.ndarray) -> bool:
+    """Whether an operand has a number for each channel: masks, grids and the like are no weights."""
+    return array.size == max(array.shape) and bool(np.isfinite(array).all())
 
 
 def _is_fixed(node: ir.Node, index: int) -> bool:

@@ -58,8 +58,8 @@ class Recipe:
             raise InputError(
                 f"{self.optimizer}: give a rate; for Caffe's networks 0.0002, for others 0.01 is a start"
             )
-        if self.rate is not None and not self.rate > 0:
-            raise InputError(f"rate: {self.rate} is not above 0")
+        if self.rate is not None and not 0 < self.rate < np.inf:
+            raise InputError(f"rate: {self.rate} is not a number above 0")
         if self.batch < 1 or self.iter_size < 1:
             raise InputError(f"batch: {self.batch} times {self.iter_size} is not at least 1")
         if self.clip_gradients is not None and not self.clip_gradients > 0:

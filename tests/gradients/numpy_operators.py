@@ -140,6 +140,8 @@ class Gelu(OpRun):
     op_domain = ""
 
     def _run(self, x, approximate=None):
+        if approximate == "tanh":
+            return (x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))),)
         return (x / 2 * (1 + erf(x / np.sqrt(2))),)
 
 

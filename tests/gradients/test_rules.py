@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxcompress.errors import InputError
 from onnxcompress.gradients.rules import RULES
 from tests.gradients.differences import check
 
@@ -146,6 +147,7 @@ def test_lrn(channels, size):
         *((name, {}) for name in ("Relu", "Sigmoid", "Tanh", "Exp", "Neg", "Abs", "Softplus", "Erf", "Gelu")),
         *((name, {}) for name in ("HardSwish", "Mish", "Identity", "LeakyRelu", "Elu", "HardSigmoid")),
         *((name, {}) for name in ("Selu", "GlobalMaxPool", "ReduceMax", "ReduceMin", "ReduceL2")),
+        ("Gelu", {"approximate": "tanh"}),
         ("LeakyRelu", {"alpha": 0.3}),
         ("Elu", {"alpha": 0.7}),
         ("HardSigmoid", {"alpha": 0.4, "beta": 0.6}),
@@ -261,6 +263,17 @@ def test_resize(attributes):
     x = draw_array(2, 3, 4, 5)
     check("Resize", [x], [None, np.array([1, 1, 2, 2], np.float32)], **attributes)
     check("Resize", [x], [None, None, np.array([2, 3, 6, 3])], **attributes)
+
+
+@pytest.mark.parametrize(("axes", "scales"), [([2], [2]), ([3, 2], [3, 2])])
+def test_resize_of_some_axes(axes, scales):
+    check("Resize", [draw_array(2, 3, 4, 5)], [None, np.array(scales, np.float32)], axes=axes, mode="linear")
+
+
+def test_resize_with_a_policy_is_refused():
+    sizes = [None, None, np.array([6, 6])]
+    with pytest.raises(InputError, match=r"no gradient for Resize .*aspect ratio"):
+        check("Resize", [draw_array(2, 3, 4, 5)], sizes, axes=[2, 3], keep_aspect_ratio_policy="not_larger")
 
 
 def test_every_rule_is_documented():

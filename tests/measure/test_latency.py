@@ -177,3 +177,22 @@ def test_inspection_tells_how_far_it_is():
     oc.inspect(convolutions(BRANCHES, WEIGHTS), time=True, progress=lambda *arguments: said.append(arguments))
     assert [done for what, done, _ in said if what == "timing"] == list(range(1, 11))
     assert {what for what, _, _ in said} == {"looking at ranks", "timing"}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "body", "shape"),
+    [
+        ("float[N,3,H,W] x", "f = Flatten(c) y = Gemm(f, v)", (5, 32 * 32, 3)),
+        ("float[N,H,W,3] x", "p = GlobalAveragePool(c) f = Flatten(p) y = Gemm(f, v)", (5, 1, 3)),
+    ],
+)
+def test_open_sizes_are_those_at_which_the_network_works(inputs, body, shape):
+    filters, positions, channels = shape
+    turned = "t = Transpose<perm=[0,3,1,2]>(x)" if inputs.startswith("float[N,H") else "t = Identity(x)"
+    weights = {"w": (filters, channels, 3, 3), "v": (filters * positions, 2)}
+    numbers = {name: RANDOM.uniform(0.01, 0.1, each).astype(np.float32) for name, each in weights.items()}
+    text = f"g ({inputs}) => (float[N,2] y) {{ {turned} c = Conv<pads=[1,1,1,1]>(t, w) {body} }}"
+    model = network(text, numbers)
+    (found,) = bench([model], runs=1, warmup=1, batch=2)
+    assert (found.batch, found.runs) == (2, 1)
+    assert node_times(model, runs=1)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 import onnxcompress as oc
-from onnxcompress.data import batches
+from onnxcompress.data import Data, batches
 from onnxcompress.model import simplify
 from onnxcompress.outputs import scoring, softmax
 from onnxcompress.pruning.analysis import analyse
@@ -16,6 +16,7 @@ from onnxcompress.shapes import concrete_shapes
 from onnxcompress.training.finetuning import finetune
 from onnxcompress.training.parameters import current, with_weights
 from onnxcompress.training.trainer import Recipe
+from tests.onnx_text import network as from_text
 from tests.training.small import network, samples
 
 
@@ -148,3 +149,26 @@ def test_rounds_tell_what_is_done_in_them(trained):
         assert said.index((f"round {number} of 2: scoring", 3, 3)) < said.index(
             (f"round {number} of 2: training", 2, 2)
         )
+
+
+def test_a_product_with_its_weights_on_the_left():
+    random = np.random.default_rng(0)
+    shapes = {"c": (8, 3, 3, 3), "m": (6, 8), "v": (6 * 64, 4)}
+    text = """g (float[N,3,8,8] data) => (float[N,4] y) {
+        a = Conv<pads=[1,1,1,1]>(data, c) r = Relu(a) s = Reshape(r, k) l = MatMul(m, s) e = Relu(l)
+        f = Flatten(e) y = MatMul(f, v) }"""
+    weights = {name: random.normal(0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
+    model = simplify(from_text(text, weights | {"k": np.array([0, 8, 64])}))
+    graph = analyse(model, concrete_shapes(model))
+    data = Data("", random.normal(size=(8, 3, 8, 8)).astype(np.float32), np.arange(8) % 4)
+    scores = taylor_scores(model, graph, [(data.samples, data.labels)], samples=8)
+    (layer,) = (each for each in graph.layers if each.node.inputs[0].name == "m")
+    changes = []
+    for row in range(6):
+        less, more = weights["m"].copy(), weights["m"].copy()
+        less[row] *= 0.99
+        more[row] *= 1.01
+        one, other = (losses(with_weights(model, {"m": each}), data) for each in (less, more))
+        changes.append(np.abs(one - other).mean())
+    expected = np.array(changes) / np.linalg.norm(changes)
+    np.testing.assert_allclose(scores[graph.set_of[layer.atoms]], expected, rtol=0.05, atol=0.01)

@@ -295,9 +295,13 @@ def erf(tape: Tape, _: ir.Node, x: ir.Value, __: ir.Value, g: ir.Value) -> ir.Va
 
 @function_of_one("Gelu")
 def gelu(tape: Tape, node: ir.Node, x: ir.Value, _: ir.Value, g: ir.Value) -> ir.Value:
-    """x Φ(x): Φ(x) + x φ(x)."""
-    if "approximate" in node.attributes and node.attributes["approximate"].as_string() != "none":
-        raise NoGradientError("the tanh approximation")
+    """x Φ(x): Φ(x) + x φ(x). With tanh for Φ: x (1 + t) / 2, t = tanh(√(2/π) (x + 0.044715 x³))."""
+    if "approximate" in node.attributes and node.attributes["approximate"].as_string() == "tanh":
+        scale, squared = np.sqrt(2 / np.pi), tape.mul(x, x)
+        t = tape.emit("Tanh", tape.mul(tape.mul(x, tape.add(tape.mul(squared, 0.044715), 1.0)), scale))
+        inner = tape.mul(tape.add(tape.mul(squared, 3 * 0.044715), 1.0), scale)
+        rise = tape.mul(tape.mul(x, inner), tape.sub(tape.constant(1), tape.mul(t, t)))
+        return tape.mul(g, tape.mul(tape.add(tape.add(t, 1.0), rise), 0.5))
     whole = tape.mul(tape.add(tape.emit("Erf", tape.mul(x, 1 / np.sqrt(2))), 1.0), 0.5)
     bell = tape.mul(tape.emit("Exp", tape.mul(tape.mul(x, x), -0.5)), 1 / np.sqrt(2 * np.pi))
     return tape.mul(g, tape.add(whole, tape.mul(x, bell)))

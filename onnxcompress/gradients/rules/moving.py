@@ -188,6 +188,8 @@ def resize(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     shape, output = tape.shape(x), tape.shape_in_network(node.outputs[0])
     if len(shape) != 4 or shape[:2] != output[:2]:
         raise NoGradientError("other axes than height and width")
+    if "keep_aspect_ratio_policy" in node.attributes:
+        raise NoGradientError("a policy for the aspect ratio")
     rows, columns = (_resize_matrix(node, inputs, shape, output, axis) for axis in (2, 3))
 
     def pullback(g: ir.Value) -> Gradients:
@@ -208,8 +210,9 @@ def _resize_matrix(node: ir.Node, inputs: Any, shape: Shape, output: Shape, axis
     scales[axis] = output[axis] / size
     if len(inputs) > 2 and inputs[2] is not None and inputs[2].const_value is not None:
         declared = inputs[2].const_value.numpy()
-        if declared.size:
-            scales[axis] = float(declared.ravel()[axis - 4])
+        axes = node.attributes["axes"].as_ints() if "axes" in node.attributes else range(4)
+        by_axis = dict(zip((each % 4 for each in axes), declared.ravel(), strict=False))
+        scales[axis] = float(by_axis.get(axis, scales[axis]))
     factors = ir.val("scales", const_value=ir.tensor(np.array(scales, np.float32), name="scales"))
     attributes = [each for name, each in node.attributes.items() if name != "axes"]
     one = ir.Node("", "Resize", [x, None, factors], attributes, outputs=[y])

@@ -120,16 +120,16 @@ def matmul(graph: ChannelGraph, node: ir.Node) -> None:
     rank = len(graph.shape(data))
     if len(graph.shape(weight)) != 2 or rank < 2:
         raise NoRuleError("only constant matrices are covered")
-    summed, new = (rank - 1, rank - 1) if side == 1 else (rank - 2, rank - 2)
+    axis = rank - 1 if side == 1 else rank - 2
     atoms = graph.atoms(data)
-    if atoms is not None and atoms.shape[summed] == 1 < atoms.size:
+    if atoms is not None and atoms.shape[axis] == 1 < atoms.size:
         graph.hand_on(node.outputs[0], atoms)
         return
-    if (read := graph.along(data, summed)) is not None:
+    if (read := graph.along(data, axis)) is not None:
         graph.parameter(weight, 1 - side, read, node)
     neurons = graph.start(graph.shape(weight)[side])
     graph.parameter(weight, side, neurons, node)
-    _start_layer(graph, node, neurons, new, None)
+    _start_layer(graph, node, neurons, axis, None)
 
 
 def _product_of_activations(graph: ChannelGraph, node: ir.Node) -> None:
