@@ -121,7 +121,7 @@ def test_bad_solvers(tmp_path, text, message):
     [
         ({"optimizer": "sgd"}, "give a rate"),
         ({"optimizer": "rms"}, "'rms' is not one of"),
-        ({"rate": -1.0}, "not above 0"),
+        ({"rate": -1.0}, "not a number above 0"),
         ({"batch": 0}, "at least 1"),
         ({"clip_gradients": 0.0}, "not above 0"),
     ],
