@@ -1,7 +1,7 @@
 """Make an exported CNN smaller and faster, straight from its ONNX file.
 
 The verbs are those of the command line: `import_caffe`, `inspect`, `prune`, `decompose`, `compress`,
-`apply`, `finetune`, `evaluate`, `bench`; `load` and `save` bring networks in and out.
+`apply`, `tradeoff`, `finetune`, `evaluate`, `bench`; `load` and `save` bring networks in and out.
 """
 
 import lazy_loader

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxcompress.blas import one_blas_thread
-from onnxcompress.calibration.given import Calibration, moments_on, read_parts
+from onnxcompress.calibration.given import Calibration, calibration, moments_on, read_parts
 from onnxcompress.calibration.samples import Parts
 from onnxcompress.choosing import (
     TAYLOR_SAMPLES,
@@ -65,7 +65,7 @@ def prune(
     step: float | None = None,
     finetune_steps: int = 100,
     flops_weight: float = 0.0,
-    data: Calibration | None = None,
+    data: Calibration | str | Path | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Remove whole filters, and neurons of Gemm layers, with everything tied to them.
@@ -91,6 +91,7 @@ def prune(
         InputError: when the network or the data cannot be read or an option is out of range.
     """
     rule = FilterRule(ratio, criterion, scope, round_to, skip, seed, flops_weight)
+    data = calibration(data)
     original = load(model)
     network = simplify(original)
     parts = read_parts(original, data, progress)
@@ -111,7 +112,7 @@ def decompose(
     skip: Sequence[str] = (),
     include_pointwise: bool = False,
     include_gemm: bool = False,
-    data: Calibration | None = None,
+    data: Calibration | str | Path | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Factor convolutions larger than 1×1 by Tucker-2; leave alone what would not have fewer MACs.
@@ -133,6 +134,7 @@ def decompose(
         InputError: when the network or the data cannot be read or an option is out of range.
     """
     rule = RankRule(rank, round_to, skip, include_pointwise, include_gemm)
+    data = calibration(data)
     original = load(model)
     network = simplify(original)
     parts = read_parts(original, data, progress)
@@ -158,7 +160,7 @@ def compress(
     include_gemm: bool = False,
     seed: int = 0,
     training: Training | None = None,
-    data: Calibration | None = None,
+    data: Calibration | str | Path | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Prune and decompose. LRN nodes become banded convolutions: exact, and several times as fast.
@@ -178,6 +180,7 @@ def compress(
     Raises:
         InputError: when the network or the data cannot be read or an option is out of range.
     """
+    data = calibration(data)
     original = load(model)
     budgeted = bool(target) or keep_accuracy is not None
     if training is not None:
@@ -206,7 +209,7 @@ def apply(
     model: ir.Model | str | Path,
     plan: Plan | str | Path,
     *,
-    data: Calibration | None = None,
+    data: Calibration | str | Path | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Do what a plan says, no more and no less.
@@ -220,6 +223,7 @@ def apply(
     Raises:
         InputError: when one of them cannot be read, or the plan does not fit the network.
     """
+    data = calibration(data)
     original = load(model)
     if not isinstance(plan, Plan):
         plan = read_plan(plan)
@@ -231,7 +235,7 @@ def apply(
 def tradeoff(
     model: ir.Model | str | Path,
     *,
-    data: Calibration,
+    data: Calibration | str | Path,
     kind: str = "macs",
     shares: Sequence[float] = (0.8, 0.65, 0.5, 0.4, 0.3),
     skip: Sequence[str] = (),
@@ -250,6 +254,7 @@ def tradeoff(
     Returns:
         one point per share, descending.
     """
+    data = calibration(data)
     original = load(model)
     goals = [parse_target(f"{kind}={share}").share for share in sorted(shares, reverse=True)]
     parts = read_parts(original, data, progress)

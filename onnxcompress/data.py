@@ -188,7 +188,11 @@ def _image_reader(
     data: Data, shape: tuple[int | None, ...], dtype: np.dtype, preprocessing: Preprocessing | None
 ) -> Reader:
     if preprocessing is None:
-        raise InputError(f"{data.name}: images need preprocessing, and the network carries none")
+        raise InputError(
+            f"{data.name}: images need preprocessing, and the network carries none: say how they are "
+            "prepared (PyTorch's for ImageNet: --channel-order RGB --mean 123.675,116.28,103.53 "
+            "--scale 0.01712,0.01751,0.01743; from Python: onnxcompress.Preprocessing)"
+        )
     if len(shape) != 3 or dtype.kind != "f":
         raise InputError(f"{data.name}: images cannot be fed to a network that takes {dtype} {_times(shape)}")
     order = preprocessing.channel_order

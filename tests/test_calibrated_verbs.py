@@ -52,6 +52,12 @@ def damage(model: ir.Model, digits: dict[str, Path]) -> float:
     return closeness(oc.load(SHIPPED), model, Samples({"data": x}, np.arange(len(x)))).damage
 
 
+def test_a_path_is_enough_for_data(digits):
+    path = digits["calibration"]
+    one, other = (oc.prune(SHIPPED, ratio=0.2, data=data) for data in (str(path), oc.Calibration(path)))
+    assert (one.plan, one.fitted) == (other.plan, other.fitted)
+
+
 def test_the_budget_is_met_within_a_hundredth(small, calibration):
     of_params = oc.compress(SHIPPED, data=calibration, target="params=0.15")
     for result, kind, share in ((small, "macs", 0.3), (of_params, "params", 0.15)):

@@ -75,6 +75,64 @@ def test_compress_apply_evaluate_bench(run, folder):
     assert [network["name"] for network in json.loads(out)["networks"]] == ["model.onnx", "small.onnx"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("compress --target macs=0.5 --ratio 0.3", "--ratio: does not go with --target"),
+        ("compress --keep-accuracy 0.9 --round-to 8", "--round-to: does not go with"),
+        ("compress --epochs 3", "--epochs: applies to --finetune"),
+        ("compress --labels", "--labels: applies to"),
+        ("prune --step 0.1", "--step: applies to --iterative"),
+        ("prune --flops-weight 0.1", "--flops-weight: applies to Taylor"),
+        ("decompose --limit 5", "--limit: says how --data are used"),
+        ("apply plan.yaml --mean 3", "--mean: says how --data are used"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(run, folder, arguments, message):
+    Path("plan.yaml").write_text("format: 1\n")
+    verb, *rest = arguments.split()
+    code, out, err = run(verb, "model.onnx", *rest, "-o", "out.onnx")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert not Path("out.onnx").exists()
+
+
+def test_what_was_not_looked_at_is_said(run, folder):
+    _, out, _ = run("prune", "model.onnx", "-o", "out.onnx")
+    assert "its accuracy was not looked at" in out
+    np.savez("data.npz", x=np.random.default_rng(0).random((20, 3, 8, 8), np.float32))
+    _, out, _ = run("prune", "model.onnx", "-o", "out.onnx", "--data", "data.npz")
+    assert "not looked at" not in out
+
+
+def test_short_of_the_target_is_said_even_quietly(run, folder):
+    np.savez("data.npz", x=np.random.default_rng(0).random((20, 3, 8, 8), np.float32))
+    options = ("--data", "data.npz", "--target", "macs=0.0001", "-q")
+    code, out, err = run("compress", "model.onnx", "-o", "out.onnx", *options)
+    assert (code, out) == (1, "")
+    assert err.startswith("short of what was asked: ")
+
+
+def test_version_and_short_help(run):
+    assert run("--version") == (0, f"{oc.__version__}\n", "")
+    assert run("-h")[1] == run("--help")[1]
+
+
+def test_a_plan_that_does_not_fit_is_named(run, folder):
+    Path("other.yaml").write_text("format: 1\nprune:\n  elsewhere: [0]\n")
+    code, _, err = run("apply", "model.onnx", "other.yaml", "-o", "out.onnx")
+    assert code == 2
+    assert "other.yaml: " in err
+    assert "'elsewhere'" in err
+
+
+def test_unlabelled_data_need_something_to_compare_with(run, folder):
+    np.savez("data.npz", x=np.zeros((12, 3, 8, 8), np.float32))
+    code, _, err = run("evaluate", "model.onnx", "--data", "data.npz")
+    assert code == 2
+    assert "data.npz: has no labels" in err
+
+
 def test_inspect(run, folder):
     code, out, _ = run("inspect", "model.onnx", "--groups", "--time")
     assert code == 0

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
 import onnx_ir as ir
 
@@ -32,6 +33,15 @@ class Calibration:
     limit: int | None = None
     stats: str | Path | None = None
     labels: bool = False
+
+
+@overload
+def calibration(data: Calibration | str | Path) -> Calibration: ...
+@overload
+def calibration(data: Calibration | str | Path | None) -> Calibration | None: ...
+def calibration(data: Calibration | str | Path | None) -> Calibration | None:
+    """Calibration data, of which a path may be all that is said."""
+    return Calibration(data) if isinstance(data, str | Path) else data
 
 
 def read_parts(original: ir.Model, data: Calibration | None, progress: Progress | None) -> Parts | None:

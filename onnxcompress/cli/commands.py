@@ -45,10 +45,11 @@ from onnxcompress.cli.options import (
     calibration_of,
     numbers,
     preprocessing_of,
+    refuse,
     size,
 )
-from onnxcompress.cli.terminal import DONE, SHORT, guarded, progress_bar, show, stdout
-from onnxcompress.errors import InputError
+from onnxcompress.cli.terminal import DONE, SHORT, guarded, progress_bar, show, stderr, stdout
+from onnxcompress.errors import InputError, naming
 from onnxcompress.model import check_output, copy, files_of, load, save, write_text
 from onnxcompress.plan import read_plan, to_yaml
 from onnxcompress.preprocessing import Preprocessing
@@ -57,19 +58,41 @@ from onnxcompress.weights import fit_one_message
 
 P = ParamSpec("P")
 
+BY_THE_PAPER = (*("ratio", "criterion", "scope", "rank", "round_to", "include_pointwise", "include_gemm"),)
+"""Options of pruning and decomposing one after the other."""
+
 app = typer.Typer(
     name="onnxcompress",
     help=(
         "Make an exported CNN smaller and faster, straight from its ONNX file: remove whole filters, factor "
         "what is left (Tucker-2; under a budget CP), and measure what was gained and lost.\n\n"
-        "Start with 'onnxcompress inspect model.onnx', then 'onnxcompress compress model.onnx -o small.onnx'."
+        "Start with 'onnxcompress inspect model.onnx', then with some hundred images of the kind that it is "
+        "for:\n\n"
+        "onnxcompress compress model.onnx -o small.onnx --data images/ --target macs=0.5"
     ),
     epilog="Exit code: 0 done, 1 done but short of what was asked, 2 bad input or usage.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(verbs.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Options before the command."""
 
 
 def command(name: str) -> Callable[[Callable[P, int | None]], Callable[P, None]]:
@@ -137,7 +160,8 @@ def inspect(
 ) -> None:
     """Show what each layer costs and what is tied.
 
-    VBMF: the ranks at which the layer would be factored.
+    VBMF: the ranks that 'decompose' would take; a single one is that of a layer which it factors only with
+    --include-pointwise or --include-gemm.
 
     'free': the layer's filters can go by themselves. 'tied to': they go together with another layer's.
     'kept': they cannot go, and why. Nothing: it has none of its own, as a depthwise convolution.
@@ -154,6 +178,7 @@ def inspect(
 
 @command("prune")
 def prune(
+    context: typer.Context,
     model: Model,
     output: Output,
     ratio: Ratio = 0.3,
@@ -195,8 +220,12 @@ def prune(
     --labels, else after the answers of the network itself.
     """
     network = _read(model, output, data, stats)
+    if not iterative:
+        refuse(context, ("step", "finetune_steps"), "applies to --iterative, which is not given")
+    if not iterative and criterion != "taylor":
+        refuse(context, ("flops_weight", "labels"), "applies to Taylor importance: give --criterion taylor")
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(data, preprocessing, limit, stats, labels)
+    calibration = calibration_of(context, data, preprocessing, limit, stats, labels)
     with progress_bar(quiet) as advance:
         result = verbs.prune(
             network,
@@ -217,6 +246,7 @@ def prune(
 
 @command("decompose")
 def decompose(
+    context: typer.Context,
     model: Model,
     output: Output,
     rank: Rank = "vbmf",
@@ -246,7 +276,7 @@ def decompose(
     """
     network = _read(model, output, data, stats)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(data, preprocessing, limit, stats)
+    calibration = calibration_of(context, data, preprocessing, limit, stats)
     with progress_bar(quiet) as advance:
         result = verbs.decompose(
             network,
@@ -263,6 +293,7 @@ def decompose(
 
 @command("compress")
 def compress(
+    context: typer.Context,
     model: Model,
     output: Output,
     target: Target = "",
@@ -315,8 +346,18 @@ def compress(
     Writes OUTPUT, and the plan beside it as .plan.yaml.
     """
     network = _read(model, output, data, stats)
+    if target or keep_accuracy is not None:
+        refuse(
+            context,
+            BY_THE_PAPER,
+            "does not go with --target and --keep-accuracy",
+        )
+    if not finetune:
+        refuse(context, ("epochs",), "applies to --finetune, which is not given")
+    if not finetune and criterion != "taylor":
+        refuse(context, ("labels",), "applies to --finetune and to --criterion taylor")
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(data, preprocessing, limit, stats, labels)
+    calibration = calibration_of(context, data, preprocessing, limit, stats, labels)
     with progress_bar(quiet) as advance:
         result = verbs.compress(
             network,
@@ -341,6 +382,7 @@ def compress(
 
 @command("apply")
 def apply(
+    context: typer.Context,
     model: Model,
     plan: Annotated[Path, typer.Argument(help="Plan, as prune, decompose or compress wrote it, or edited.")],
     output: Output,
@@ -361,14 +403,15 @@ def apply(
     steps = read_plan(plan)
     network = _read(model, output, plan, data, stats, write_plan=False)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(data, preprocessing, limit, stats)
-    with progress_bar(quiet) as advance:
+    calibration = calibration_of(context, data, preprocessing, limit, stats)
+    with progress_bar(quiet) as advance, naming((plan,)):
         result = verbs.apply(network, steps, data=calibration, progress=advance)
     return _finish(result, output, layers, as_json, quiet, write_plan=False)
 
 
 @command("tradeoff")
 def tradeoff(
+    context: typer.Context,
     model: Model,
     data: Annotated[
         Path,
@@ -398,9 +441,11 @@ def tradeoff(
     for path in (output, plot):
         if path is not None:
             check_output(path, model, data, *([] if stats is None else [stats]))
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise InputError(f"{plot}: what is drawn is a PNG: give a name that ends in .png")
     network = load(model)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(data, preprocessing, limit, stats)
+    calibration = calibration_of(context, data, preprocessing, limit, stats)
     assert calibration is not None
     with progress_bar(quiet) as advance:
         points = verbs.tradeoff(
@@ -675,6 +720,11 @@ def _finish(
     if layers:
         lines.append(report.layers_table(result))
     lines += report.kept_lines(result)
+    if result.fitted is None and len(result.stages) > 1:
+        lines.append(
+            "its accuracy was not looked at: 'evaluate' measures it, with --data weights are fitted, and "
+            "'finetune' trains them"
+        )
     if result.fitted is not None:
         lines += report.fitted_lines(result.fitted)
     lines += [f"trained after '{stage}': {what}" for stage, what in result.plan.trained.items()]
@@ -682,6 +732,8 @@ def _finish(
         lines.append("nothing to do: the output is the input network")
     if result.shortfall:
         lines.append(f"short of what was asked: {result.shortfall}")
+    if result.shortfall and quiet and not as_json:
+        stderr.print(lines[-1])
     saved = report.change(sizes["before"], sizes["after"])
     line = f"{output}: {sizes['after'] / 1e6:.2f} MB, was {sizes['before'] / 1e6:.2f} MB"
     lines.append(line + (f" ({saved})" if saved else "") + (f"; plan in {plan}" if write_plan else ""))

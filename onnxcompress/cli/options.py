@@ -1,5 +1,6 @@
 """Options that several commands have, and what is read from them."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -53,12 +54,21 @@ Labels = Annotated[
     bool, typer.Option("--labels", help="Taylor importance and training use the data's labels.")
 ]
 ChannelOrder = Annotated[
-    str | None, typer.Option(help="Of the images, instead of what the file says; see import-caffe.")
+    str | None,
+    typer.Option(
+        help="How images are prepared, instead of what the file says: BGR, RGB or GRAY. Where the file says "
+        "nothing and one of these five options is given, the others are as Caffe has them: BGR, mean "
+        "104,117,123, scale 1, resized to 256x256."
+    ),
 ]
-Mean = Annotated[str | None, typer.Option(help="Likewise.")]
-Scale = Annotated[str | None, typer.Option(help="Likewise.")]
-Resize = Annotated[str | None, typer.Option(help="Likewise.")]
-Crop = Annotated[str | None, typer.Option(help="Likewise.")]
+Mean = Annotated[
+    str | None, typer.Option(help="Likewise: taken off pixels in 0…255; one, or one per channel.")
+]
+Scale = Annotated[str | None, typer.Option(help="Likewise: what is left times this; one or one per channel.")]
+Resize = Annotated[str | None, typer.Option(help="Likewise: HEIGHTxWIDTH to warp images to, or none.")]
+Crop = Annotated[
+    str | None, typer.Option(help="Likewise: HEIGHTxWIDTH cut from the centre, or input (the network's).")
+]
 Target = Annotated[
     str,
     typer.Option(
@@ -79,7 +89,22 @@ Method = Annotated[
     ),
 ]
 Layers = Annotated[bool, typer.Option("--layers", help="Print a row per layer as well.")]
-Threads = Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 takes all cores.", min=0)]
+Threads = Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 takes all cores.", min=0, max=256)]
+
+OF_DATA = ("limit", "stats", "labels", "channel_order", "mean", "scale", "resize", "crop")
+"""Options that say how data are read and used."""
+
+
+def refuse(context: typer.Context, names: Sequence[str], why: str) -> None:
+    """Refuse parameters of a command that were given and would change nothing.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            raise InputError(f"{parameter.opts[0]}: {why}")
 
 
 def preprocessing_of(
@@ -104,6 +129,7 @@ def preprocessing_of(
 
 
 def calibration_of(
+    context: typer.Context,
     data: Path | None,
     preprocessing: Preprocessing | None,
     limit: int | None,
@@ -112,6 +138,7 @@ def calibration_of(
 ) -> Calibration | None:
     """The data that the options name; None where they name none."""
     if data is None:
+        refuse(context, OF_DATA, "says how --data are used, which is not given")
         return None
     if stats is not None:
         check_output(stats)

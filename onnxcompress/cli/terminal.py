@@ -50,6 +50,8 @@ def _explain(error: BaseException) -> str:
         return str(error)
     if isinstance(error, KeyboardInterrupt):
         return "interrupted, nothing was written; run the same command again"
+    if isinstance(error, BrokenPipeError):
+        return "nobody reads what it prints"
     if isinstance(error, MemoryError):
         return "out of memory, nothing was written"
     if isinstance(error, OSError):

@@ -82,6 +82,11 @@ def evaluate(
             output is not finite.
     """
     data = subset(data if isinstance(data, Data) else open_data(data), limit)
+    if data.labels is None and reference is None:
+        raise InputError(
+            f"{data.name}: has no labels, and there is no reference to compare with: add labels.csv or a "
+            "folder per class, or give --reference"
+        )
     tested = session(model)
     other = None if reference is None else session(reference)
     value = _only_input(tested)

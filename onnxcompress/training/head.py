@@ -74,7 +74,8 @@ def new_head(model: ir.Model, classes: int, seed: int) -> tuple[ir.Model, list[s
         own = output.producer() in reached
         if own and output.shape is not None and len(output.shape) > 1 and output.shape[1] == count:
             output.shape = ir.Shape([output.shape[0], classes, *output.shape[2:]])
-    return refresh(result), names
+    # A copy: the shapes of the network that it was are known already (see `concrete_shapes`).
+    return refresh(result.clone()), names
 
 
 def _following(node: ir.Node) -> list[ir.Node]:

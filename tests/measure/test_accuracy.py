@@ -203,7 +203,7 @@ def test_photographs_with_the_preprocessing_of_the_network(tmp_path):
     bare = mean_colour()
     bare.metadata_props.clear()
     with pytest.raises(InputError, match="need preprocessing"):
-        evaluate(bare, Data("named", sorted(tmp_path.glob("*/*.png")), None))
+        evaluate(bare, Data("named", sorted(tmp_path.glob("*/*.png")), np.array([0, 1, 2, 2])))
 
 
 @pytest.mark.parametrize(

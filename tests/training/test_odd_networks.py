@@ -76,6 +76,12 @@ def test_a_new_head_leaves_other_outputs_as_they_are():
     assert [output.shape[1] for output in tuned.graph.outputs] == [3, 6, 1]
 
 
+def test_a_teacher_has_the_classes_of_the_new_task_or_is_refused():
+    labelled = data(3, 8, 8, classes=5)
+    with pytest.raises(oc.InputError, match="the teacher has 5 classes, the network 7"):
+        oc.finetune(convolutional(), labelled, teacher=convolutional(), labels=True, new_head=7)
+
+
 def test_masks_are_no_weights(tmp_path):
     mask = np.where(np.tri(5), 0, -np.inf).astype(np.float32)
     text = "g (float[N,5] x) => (float[N,4] y) { a = MatMul(x, w) s = Add(a, m) e = Exp(s) y = MatMul(e, v) }"
