@@ -153,7 +153,8 @@ def shared_responses(
         filters: those that were removed, by layer, as a plan has them.
 
     Raises:
-        InputError: when the filters are not the teacher's, or no layer is in both networks.
+        InputError: when the filters are not the teacher's, others than those are gone, or no layer is in both
+            networks.
     """
     gone = filters_gone(teacher, {name: list(indices) for name, indices in filters.items()})
     theirs, ours = concrete_shapes(teacher, batch=SAMPLES), concrete_shapes(network, batch=SAMPLES)
@@ -167,6 +168,11 @@ def shared_responses(
             continue
         axis = 1 if node.op_type in CONVOLUTIONS else len(shape) - 1
         kept = np.flatnonzero(~gone.get(node, np.zeros(shape[axis], bool)))
+        count = ours.get(name, ())[axis : axis + 1]
+        if len(kept) < shape[axis] and count and count[0] != len(kept):
+            raise InputError(
+                f"'{node.name}' has {count[0]} filters, by the plan {len(kept)}: it does not lead to the network"
+            )
         if ours.get(name) == (*shape[:axis], len(kept), *shape[axis + 1 :]):
             positions = math.prod(shape) // (shape[0] * shape[axis])
             found.append(Response(name, axis, kept, positions))

@@ -123,6 +123,9 @@ def test_a_plan_without_a_teacher_and_a_plan_of_another_network(trained, compres
     (tmp_path / "other.yaml").write_text("format: 1\nprune:\n  elsewhere: [0]\n")
     with pytest.raises(oc.InputError, match=r"other\.yaml: prune: there is no layer 'elsewhere'"):
         oc.finetune(compressed.model, data, teacher=trained, plan=tmp_path / "other.yaml")
+    fewer = oc.Plan(prune={"conv1": [1, 4, 5]})
+    with pytest.raises(oc.InputError, match="'conv1' has 6 filters, by the plan 5"):
+        oc.finetune(compressed.model, data, teacher=trained, plan=fewer)
     renamed = compressed.model.clone()
     for node in renamed.graph:
         for value in node.outputs:
