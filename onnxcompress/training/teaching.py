@@ -171,7 +171,7 @@ def shared_responses(
         count = ours.get(name, ())[axis : axis + 1]
         if len(kept) < shape[axis] and count and count[0] != len(kept):
             raise InputError(
-                f"'{node.name}' has {count[0]} filters, by the plan {len(kept)}: it does not lead to the network"
+                f"'{node.name}' has {count[0]} filters, by the plan {len(kept)}: this does not lead to it"
             )
         if ours.get(name) == (*shape[:axis], len(kept), *shape[axis + 1 :]):
             positions = math.prod(shape) // (shape[0] * shape[axis])
