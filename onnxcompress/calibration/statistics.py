@@ -136,8 +136,8 @@ def kept_statistics(
                 }
         except InputError:
             raise
-        except Exception as error:  # a damaged file may raise about anything
-            raise InputError(f"{path}: not a file of statistics: {error}") from None
+        except Exception:  # a damaged file may raise about anything
+            raise InputError(f"{path}: not a file of statistics: give the name of a new one") from None
     found = statistics(model, layers, samples, progress)
     arrays: dict[str, np.ndarray] = {"key": np.array(key), "layers": np.array(list(found))}
     for index, moments in enumerate(found.values()):
