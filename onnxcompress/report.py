@@ -280,11 +280,13 @@ def layers_json(result: Compressed) -> list[dict[str, Any]]:
 
 
 def kept_lines(result: Compressed) -> list[str]:
-    """Layers left as they are, by reason, and the operators that the pruner does not know."""
-    by_reason: dict[str, list[str]] = {}
+    """Layers left alone, or only factored, by reason, and the operators that the pruner does not know."""
+    factored = {layer for name in result.plan.decompose for layer in members(name)}
+    by_reason: dict[tuple[str, str], list[str]] = {}
     for layer, reason in result.plan.kept.items():
-        by_reason.setdefault(reason, []).append(layer)
-    lines = [f"left as it is: {', '.join(layers)}: {reason}" for reason, layers in by_reason.items()]
+        what = "keeps its filters" if layer in factored else "left as it is"
+        by_reason.setdefault((what, reason), []).append(layer)
+    lines = [f"{what}: {', '.join(layers)}: {reason}" for (what, reason), layers in by_reason.items()]
     operators = sorted(set(result.unknown.values()))
     if operators:
         nodes = ", ".join(list(result.unknown)[:5])

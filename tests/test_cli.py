@@ -163,6 +163,9 @@ def test_tables_name_what_was_left_alone_and_why(run, folder):
     code, out, _ = run("prune", "model.onnx", "-o", "out.onnx", "--ratio", "0")
     assert code == 0
     assert "nothing to do" in out
+    options = ("--rank", "fraction:0.2", "--include-gemm")
+    _, out, _ = run("compress", "model.onnx", "-o", "out.onnx", "--ratio", "0.5", *options)
+    assert "keeps its filters: gemm" in out
 
 
 def test_short_of_what_was_asked(run, folder):
