@@ -126,6 +126,16 @@ def test_a_plan_that_does_not_fit_is_named(run, folder):
     assert "'elsewhere'" in err
 
 
+def test_a_reference_for_other_images_is_refused(run, folder):
+    b = Builder(0)
+    b.shapes["x"] = (3, 6, 6)
+    oc.save(b.model([b.conv("x", 4, 3)]), "other.onnx")
+    np.savez("data.npz", x=np.zeros((12, 3, 8, 8), np.float32), y=np.zeros(12, np.int64))
+    code, _, err = run("evaluate", "model.onnx", "--data", "data.npz", "--reference", "other.onnx")
+    assert code == 2
+    assert "the network takes samples of 3×8×8, the reference of 3×6×6" in err
+
+
 def test_unlabelled_data_need_something_to_compare_with(run, folder):
     np.savez("data.npz", x=np.zeros((12, 3, 8, 8), np.float32))
     code, _, err = run("evaluate", "model.onnx", "--data", "data.npz")

@@ -90,6 +90,9 @@ def evaluate(
     tested = session(model)
     other = None if reference is None else session(reference)
     value = _only_input(tested)
+    if other is not None and not _take_the_same(value, _only_input(other)):
+        shapes = ("×".join(map(str, each.shape[1:])) for each in (value, _only_input(other)))
+        raise InputError("the network takes samples of {}, the reference of {}".format(*shapes))
     if preprocessing is None:
         preprocessing = from_metadata(tested.get_modelmeta().custom_metadata_map)
     tops, reference_tops, surprises, distances, damage = [], [], [], [], Damage()
@@ -166,6 +169,13 @@ def _only_input(runnable: ort.InferenceSession) -> ort.NodeArg:
     if inputs[0].type not in DTYPES:
         raise InputError(f"the network's input is a {inputs[0].type}: only tensors of numbers can be fed")
     return inputs[0]
+
+
+def _take_the_same(one: ort.NodeArg, other: ort.NodeArg) -> bool:
+    """Whether samples for one input fit the other; dimensions that are no numbers are free."""
+    pairs = zip(one.shape[1:], other.shape[1:], strict=False)
+    fixed = (pair for pair in pairs if all(isinstance(dim, int) for dim in pair))
+    return len(one.shape) == len(other.shape) and all(a == b for a, b in fixed)
 
 
 def _outputs(runnable: ort.InferenceSession, x: np.ndarray) -> tuple[np.ndarray, bool]:
