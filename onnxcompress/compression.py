@@ -24,7 +24,7 @@ from onnxcompress.choosing import (
     reasons_to_keep,
     shortfall_of,
 )
-from onnxcompress.errors import InputError
+from onnxcompress.errors import InputError, naming
 from onnxcompress.layers import factor_layers
 from onnxcompress.lrn import lrn_nodes
 from onnxcompress.measure.closeness import closeness
@@ -225,10 +225,12 @@ def apply(
     """
     data = calibration(data)
     original = load(model)
+    files = () if isinstance(plan, Plan) else (Path(plan),)
     if not isinstance(plan, Plan):
         plan = read_plan(plan)
     parts = read_parts(original, data, progress)
-    return carry_out(original, simplify(original), plan, parts, progress)
+    with naming(files):
+        return carry_out(original, simplify(original), plan, parts, progress)
 
 
 @one_blas_thread

@@ -49,16 +49,16 @@ from onnxcompress.cli.options import (
     size,
 )
 from onnxcompress.cli.terminal import DONE, SHORT, guarded, progress_bar, show, stderr, stdout
-from onnxcompress.errors import InputError, naming
+from onnxcompress.errors import InputError
 from onnxcompress.model import check_output, copy, files_of, load, save, write_text
-from onnxcompress.plan import read_plan, to_yaml
+from onnxcompress.plan import to_yaml
 from onnxcompress.preprocessing import Preprocessing
 from onnxcompress.runtime import runner
 from onnxcompress.weights import fit_one_message
 
 P = ParamSpec("P")
 
-BY_THE_PAPER = (*("ratio", "criterion", "scope", "rank", "round_to", "include_pointwise", "include_gemm"),)
+BY_THE_PAPER = ("ratio", "criterion", "scope", "rank", "round_to", "include_pointwise", "include_gemm")
 """Options of pruning and decomposing one after the other."""
 
 app = typer.Typer(
@@ -400,12 +400,11 @@ def apply(
     debug: Debug = False,
 ) -> int:
     """Do what a plan says, no more and no less."""
-    steps = read_plan(plan)
     network = _read(model, output, plan, data, stats, write_plan=False)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(context, data, preprocessing, limit, stats)
-    with progress_bar(quiet) as advance, naming((plan,)):
-        result = verbs.apply(network, steps, data=calibration, progress=advance)
+    with progress_bar(quiet) as advance:
+        result = verbs.apply(network, plan, data=calibration, progress=advance)
     return _finish(result, output, layers, as_json, quiet, write_plan=False)
 
 
