@@ -210,13 +210,13 @@ def _examine(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> FactorLayer |
     if not all(math.prod(shape) for shape in (stored, into, out)):
         return FactorLayer(node, kind, "it computes nothing")
     if convolution:
-        groups, mirrored = _integer(node, "group", 1), node.op_type == "ConvTranspose"
+        groups, mirrored = node.attributes.get_int("group", 1), node.op_type == "ConvTranspose"
         sizes = math.prod(into) // into[1], math.prod(out) // out[1]
     elif len(stored) != 2 or not _is_float(node.inputs[constant]):
         return FactorLayer(node, kind, "its weights are not one matrix of floating-point numbers")
     else:
         # Stored the other way round: x·W unless transB says otherwise, W·x if transA says so.
-        transposed = _integer(node, "transB" if constant else "transA", 0) != 0
+        transposed = node.attributes.get_int("transB" if constant else "transA", 0) != 0
         groups, mirrored = 1, transposed != bool(constant)
         sizes = (math.prod(out) // stored[0 if not mirrored else 1],) * 2
     shape = (stored[1] * groups, stored[0] // groups, *stored[2:]) if mirrored else stored
@@ -231,10 +231,6 @@ def _stranger(readers: list[FactorLayer]) -> str:
         return ""
     nodes = {layer.node for layer in readers}
     return next((str(node.name) for node, _ in readers[0].weights.uses() if node not in nodes), "")
-
-
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    return node.attributes[name].as_int() if name in node.attributes else default
 
 
 def _is_float(value: ir.Value | None) -> bool:

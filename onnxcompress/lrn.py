@@ -64,7 +64,7 @@ def is_band(node: ir.Node) -> bool:
     """Whether it is one whose weights are dense: a 1×1 convolution with one number in all of its band."""
     if not sums_squares(node) or len(node.inputs) != 3:
         return False
-    if "group" in node.attributes and node.attributes["group"].as_int() != 1:
+    if node.attributes.get_int("group", 1) != 1:
         return False
     weights, bias = weights_of(node.inputs[1]), weights_of(node.inputs[2])
     if weights is None or bias is None or weights.shape[:2] != (len(bias),) * 2:
@@ -103,7 +103,7 @@ def write_as_band(node: ir.Node, kept: NDArray[np.bool_]) -> None:
     assert x is not None
     size = node.attributes["size"].as_int()
     alpha, beta, bias = (
-        node.attributes[name].as_float() if name in node.attributes else default
+        node.attributes.get_float(name, default)
         for name, default in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))
     )
     dtype = (x.dtype or ir.DataType.FLOAT).numpy()

@@ -163,9 +163,6 @@ def _text(shape: Dims) -> str:
 
 
 def _agree(node: ir.Node, data: Dims | None, weight: Dims) -> bool:
-    def number(name: str, default: int) -> int:
-        return node.attributes[name].as_int() if name in node.attributes else default
-
     def same(size: int | None, axis: int) -> bool:
         return data is None or size is None or data[axis] is None or size == data[axis]
 
@@ -173,9 +170,9 @@ def _agree(node: ir.Node, data: Dims | None, weight: Dims) -> bool:
     if node.op_type == "MatMul":
         return not rank or not weight or same(weight[-2 if len(weight) > 1 else 0], -1)
     if node.op_type == "Gemm":
-        inner = int(bool(number("transB", 0)))
-        return rank == len(weight) == 2 and same(weight[inner], 0 if number("transA", 0) else 1)
-    groups = number("group", 1)
+        turned, turned_weight = (bool(node.attributes.get_int(name, 0)) for name in ("transA", "transB"))
+        return rank == len(weight) == 2 and same(weight[int(turned_weight)], int(not turned))
+    groups = node.attributes.get_int("group", 1)
     if not rank == len(weight) > 2 or groups < 1 or (weight[0] or 0) % groups:
         return False
     return same(weight[0] if node.op_type == "ConvTranspose" else weight[1] and weight[1] * groups, 1)
@@ -225,7 +222,7 @@ def _channels(value: ir.Value, size: int) -> int:
     for node, index in value.uses():
         weight = node.inputs[1] if node.op_type == "Conv" and index == 0 else None
         if weight is not None and weight.const_value is not None and len(weight.const_value.shape) > 1:
-            groups = node.attributes["group"].as_int() if "group" in node.attributes else 1
+            groups = node.attributes.get_int("group", 1)
             return weight.const_value.shape.numpy()[1] * groups
     return size if value.shape is not None and len(value.shape) > 3 else 1
 

@@ -156,11 +156,7 @@ def _likeness(node: ir.Node) -> object:
         return None
     weights, attributes = _weights(node), node.attributes
     shared = any(len(value.uses()) > 1 for value in node.inputs[1:] if value is not None)
-    if (
-        shared
-        or math.prod(weights[0].shape[2:]) > 1
-        or ("group" in attributes and attributes["group"].as_int() > 1)
-    ):
+    if shared or math.prod(weights[0].shape[2:]) > 1 or attributes.get_int("group", 1) > 1:
         return None
     return node.inputs[0], len(weights), weights[0].dtype, str(sorted(attributes.items()))
 

@@ -30,11 +30,9 @@ def obstacle(layer: FactorLayer) -> str:
     if len(layer.weights.uses()) > 1:
         return "its weights are shared"
     attributes = layer.node.attributes
-    if layer.node.op_type == "Gemm" and any(
-        attributes[name].as_float() != 1 for name in ("alpha", "beta") if name in attributes
-    ):
+    if layer.node.op_type == "Gemm" and any(attributes.get_float(name, 1) != 1 for name in ("alpha", "beta")):
         return "its Gemm is scaled"
-    if layer.constant == 0 or ("transA" in attributes and attributes["transA"].as_int()):
+    if layer.constant == 0 or attributes.get_int("transA", 0) != 0:
         return "its matrix is applied from the other side"
     if layer.node.op_type == "ConvTranspose" and {"auto_pad", "output_shape"} & set(attributes):
         return "its pads are computed"
@@ -90,8 +88,7 @@ class _Window:
         self.size, self.kernel, self.transposed = size, kernel, node.op_type == "ConvTranspose"
 
         def integers(name: str, default: int, count: int) -> NDArray[np.int64]:
-            given = node.attributes.get(name)
-            return np.array(given.as_ints() if given is not None else [default] * count, np.int64)
+            return np.array(node.attributes.get_ints(name, [default] * count), np.int64)
 
         self.strides, self.dilations = integers("strides", 1, axes), integers("dilations", 1, axes)
         pads = integers("pads", 0, 2 * axes)
@@ -100,7 +97,7 @@ class _Window:
             extra = integers("output_padding", 0, axes)
             self.output = (np.array(size) - 1) * self.strides + reach + 1 - pads[:axes] - pads[axes:] + extra
         else:
-            auto = node.attributes["auto_pad"].as_string() if "auto_pad" in node.attributes else "NOTSET"
+            auto = node.attributes.get_string("auto_pad", "NOTSET")
             if auto.startswith("SAME"):
                 wanted = -(-np.array(size) // self.strides)
                 total = np.maximum((wanted - 1) * self.strides + reach + 1 - size, 0)

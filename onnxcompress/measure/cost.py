@@ -90,8 +90,8 @@ def _macs(node: ir.Node, shapes: dict[str, Shape]) -> int:
     if node.op_type == "ConvTranspose":
         return size(node.inputs[0]) * math.prod(_shape(node.inputs[1], shapes)[1:])
     if node.op_type in ("Gemm", "MatMul"):
-        transposed = "transA" in node.attributes and node.attributes["transA"].as_int()
-        inner = _shape(node.inputs[0], shapes)[0 if transposed else -1 :][:1]
+        axis = 0 if node.attributes.get_int("transA", 0) else -1
+        inner = _shape(node.inputs[0], shapes)[axis:][:1]
         return size(node.outputs[0]) * math.prod(inner)
     return 0
 

@@ -47,7 +47,7 @@ def new_head(model: ir.Model, classes: int, seed: int) -> tuple[ir.Model, list[s
     weight = node.inputs[1]
     if len(node.inputs) > 2:
         bias = node.inputs[2]
-    rows = node.op_type == "Conv" or ("transB" in node.attributes and node.attributes["transB"].as_int())
+    rows = node.op_type == "Conv" or node.attributes.get_int("transB", 0) != 0
     random = np.random.default_rng(seed)
     count = np.asarray(weights_of(weight)).shape[0 if rows else -1]
     names = []

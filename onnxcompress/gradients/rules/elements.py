@@ -13,11 +13,6 @@ Slope = Callable[[Tape, ir.Node, ir.Value, ir.Value, ir.Value], ir.Value]
 """From the tape, the node, x, y and the gradient at y to the gradient at x."""
 
 
-def real(node: ir.Node, name: str, default: float) -> float:
-    """A number that is an attribute."""
-    return node.attributes[name].as_float() if name in node.attributes else default
-
-
 def function_of_one(*operators: str) -> Callable[[Slope], Slope]:
     """Register the gradient of y = f(x)."""
 
@@ -174,7 +169,7 @@ def relu(tape: Tape, _: ir.Node, __: ir.Value, y: ir.Value, g: ir.Value) -> ir.V
 @function_of_one("LeakyRelu")
 def leaky_relu(tape: Tape, node: ir.Node, x: ir.Value, _: ir.Value, g: ir.Value) -> ir.Value:
     """1 or α."""
-    alpha = real(node, "alpha", 0.01)
+    alpha = node.attributes.get_float("alpha", 0.01)
     above = tape.where(tape.emit("Greater", x, tape.constant(0)), tape.mul(g, 1 - alpha))
     return tape.add(above, tape.mul(g, alpha))
 
@@ -182,13 +177,13 @@ def leaky_relu(tape: Tape, node: ir.Node, x: ir.Value, _: ir.Value, g: ir.Value)
 @function_of_one("Elu")
 def elu(tape: Tape, node: ir.Node, x: ir.Value, y: ir.Value, g: ir.Value) -> ir.Value:
     """1 or y + α."""
-    return _exponential(tape, x, y, g, real(node, "alpha", 1.0), 1.0)
+    return _exponential(tape, x, y, g, node.attributes.get_float("alpha", 1.0), 1.0)
 
 
 @function_of_one("Selu")
 def selu(tape: Tape, node: ir.Node, x: ir.Value, y: ir.Value, g: ir.Value) -> ir.Value:
     """γ or y + αγ."""
-    alpha, gamma = real(node, "alpha", 1.6732632), real(node, "gamma", 1.050701)
+    alpha, gamma = node.attributes.get_float("alpha", 1.6732632), node.attributes.get_float("gamma", 1.050701)
     return _exponential(tape, x, y, g, alpha, gamma)
 
 
@@ -296,7 +291,7 @@ def erf(tape: Tape, _: ir.Node, x: ir.Value, __: ir.Value, g: ir.Value) -> ir.Va
 @function_of_one("Gelu")
 def gelu(tape: Tape, node: ir.Node, x: ir.Value, _: ir.Value, g: ir.Value) -> ir.Value:
     """x Φ(x): Φ(x) + x φ(x). With tanh for Φ: x (1 + t) / 2, t = tanh(√(2/π) (x + 0.044715 x³))."""
-    if "approximate" in node.attributes and node.attributes["approximate"].as_string() == "tanh":
+    if node.attributes.get_string("approximate") == "tanh":
         scale, squared = np.sqrt(2 / np.pi), tape.mul(x, x)
         t = tape.emit("Tanh", tape.mul(tape.mul(x, tape.add(tape.mul(squared, 0.044715), 1.0)), scale))
         inner = tape.mul(tape.add(tape.mul(squared, 3 * 0.044715), 1.0), scale)
@@ -310,7 +305,9 @@ def gelu(tape: Tape, node: ir.Node, x: ir.Value, _: ir.Value, g: ir.Value) -> ir
 @function_of_one("HardSigmoid")
 def hard_sigmoid(tape: Tape, node: ir.Node, _: ir.Value, y: ir.Value, g: ir.Value) -> ir.Value:
     """α between 0 and 1."""
-    g = tape.where(tape.emit("Greater", y, tape.constant(0)), tape.mul(g, real(node, "alpha", 0.2)))
+    g = tape.where(
+        tape.emit("Greater", y, tape.constant(0)), tape.mul(g, node.attributes.get_float("alpha", 0.2))
+    )
     return tape.where(tape.emit("Less", y, tape.constant(1)), g)
 
 

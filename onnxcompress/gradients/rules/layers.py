@@ -18,17 +18,12 @@ CONCATENATED = 9
 """Taps up to which all of them go into one matrix product."""
 
 
-def number(node: ir.Node, name: str, default: int) -> int:
-    """An integer attribute."""
-    return node.attributes[name].as_int() if name in node.attributes else default
-
-
 @rule("Conv")
 def conv(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     """The input's gradient is a Conv with turned kernels, or a ConvTranspose; see `_weight_gradient`."""
     y = tape.repeat(node, inputs)
     x, weight, *bias = inputs
-    group = number(node, "group", 1)
+    group = node.attributes.get_int("group", 1)
     shape, rank = tape.shape(weight), len(tape.shape(x))
 
     def pullback(g: ir.Value) -> Gradients:
@@ -163,16 +158,16 @@ def conv_transpose(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     """It is the input's gradient of a Conv with the same weights: that Conv leads back."""
     y = tape.repeat(node, inputs)
     x, weight, *bias = inputs
-    if "auto_pad" in node.attributes and node.attributes["auto_pad"].as_string() != "NOTSET":
+    if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET":
         raise NoGradientError("auto_pad")
     if "output_shape" in node.attributes:
         raise NoGradientError("output_shape")
-    group, shape = number(node, "group", 1), tape.shape(weight)
+    group, shape = node.attributes.get_int("group", 1), tape.shape(weight)
     rank = len(shape)
     ones = (1,) * (rank - 2)
 
     def numbers(name: str, default: Shape) -> Shape:
-        return tuple(node.attributes[name].as_ints()) if name in node.attributes else default
+        return tuple(node.attributes.get_ints(name, default))
 
     pads = numbers("pads", (0,) * 2 * (rank - 2))
     w = Windows(
@@ -219,10 +214,8 @@ def gemm(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     """Y = α A' B' + β C."""
     y = tape.repeat(node, inputs)
     a, b, *c = inputs
-    alpha, beta = (
-        node.attributes[name].as_float() if name in node.attributes else 1.0 for name in ("alpha", "beta")
-    )
-    turn_a, turn_b = (bool(number(node, name, 0)) for name in ("transA", "transB"))
+    alpha, beta = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
+    turn_a, turn_b = (bool(node.attributes.get_int(name, 0)) for name in ("transA", "transB"))
 
     def pullback(g: ir.Value) -> Gradients:
         ga = gb = None

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.gradients.rules.layers import number
 from onnxcompress.gradients.rules.registry import NoGradientError, rule
 from onnxcompress.gradients.tape import Gradients, Shape, Tape
 
@@ -25,7 +24,7 @@ def transpose(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     """The permutation the other way round."""
     y = tape.repeat(node, inputs)
     rank = len(tape.shape(inputs[0]))
-    order = node.attributes["perm"].as_ints() if "perm" in node.attributes else range(rank)[::-1]
+    order = node.attributes.get_ints("perm", range(rank)[::-1])
     return y, lambda g: [tape.emit("Transpose", g, perm=np.argsort(order).tolist())]
 
 
@@ -33,7 +32,7 @@ def transpose(tape: Tape, node: ir.Node, inputs: Any) -> Any:
 def concat(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     """Every input has its part."""
     y = tape.repeat(node, inputs)
-    axis = number(node, "axis", 0)
+    axis = node.attributes.get_int("axis", 0)
     sizes = [tape.shape(each)[axis] for each in inputs]
 
     def pullback(g: ir.Value) -> Gradients:
@@ -49,7 +48,7 @@ def split(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     """The parts one after the other; zeros for those that nobody reads."""
     y = tape.repeat(node, inputs)
     outputs = y if isinstance(y, tuple) else (y,)
-    axis = number(node, "axis", 0)
+    axis = node.attributes.get_int("axis", 0)
 
     def pullback(*gradients: ir.Value | None) -> Gradients:
         parts = [
@@ -92,7 +91,7 @@ def gather(tape: Tape, node: ir.Node, inputs: Any) -> Any:
         raise NoGradientError("indices that are computed")
     y = tape.repeat(node, inputs)
     shape = tape.shape(x)
-    axis = number(node, "axis", 0) % len(shape)
+    axis = node.attributes.get_int("axis", 0) % len(shape)
     taken = indices.const_value.numpy().ravel() % shape[axis]
 
     def pullback(g: ir.Value) -> Gradients:
@@ -135,8 +134,9 @@ def put_back(tape: Tape, g: ir.Value, axis: int, taken: Sequence[int], shape: Sh
 @rule("Pad")
 def pad(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     """Without the padding; zeros where negative padding cut something off."""
-    if "mode" in node.attributes and node.attributes["mode"].as_string() != "constant":
-        raise NoGradientError(f"mode {node.attributes['mode'].as_string()}")
+    mode = node.attributes.get_string("mode", "constant")
+    if mode != "constant":
+        raise NoGradientError(f"mode {mode}")
     y = tape.repeat(node, inputs)
     x = inputs[0]
     shape, pads = tape.shape(x), _numbers(inputs[1])
@@ -165,7 +165,7 @@ def depth_and_space(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     (x,) = inputs
     n, channels, height, width = tape.shape(x)
     size = node.attributes["blocksize"].as_int()
-    columns_first = "mode" in node.attributes and node.attributes["mode"].as_string() == "CRD"
+    columns_first = node.attributes.get_string("mode") == "CRD"
 
     def pullback(g: ir.Value) -> Gradients:
         if node.op_type == "SpaceToDepth":
@@ -210,7 +210,7 @@ def _resize_matrix(node: ir.Node, inputs: Any, shape: Shape, output: Shape, axis
     scales[axis] = output[axis] / size
     if len(inputs) > 2 and inputs[2] is not None and inputs[2].const_value is not None:
         declared = inputs[2].const_value.numpy()
-        axes = node.attributes["axes"].as_ints() if "axes" in node.attributes else range(4)
+        axes = node.attributes.get_ints("axes", range(4))
         by_axis = dict(zip((each % 4 for each in axes), declared.ravel(), strict=False))
         scales[axis] = float(by_axis.get(axis, scales[axis]))
     factors = ir.val("scales", const_value=ir.tensor(np.array(scales, np.float32), name="scales"))

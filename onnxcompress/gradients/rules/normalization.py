@@ -6,8 +6,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcompress.gradients.rules.elements import real
-from onnxcompress.gradients.rules.layers import number
 from onnxcompress.gradients.rules.registry import NoGradientError, rule
 from onnxcompress.gradients.tape import Gradients, Shape, Tape
 from onnxcompress.lrn import band, blocks
@@ -24,7 +22,8 @@ def lrn(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     shape = tape.shape(x)
     size = node.attributes["size"].as_int()
     alpha, beta, bias = (
-        real(node, name, default) for name, default in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))
+        node.attributes.get_float(name, default)
+        for name, default in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))
     )
     window = band(shape[1], size, alpha)
     s = tape.add(_neighbours(tape, tape.mul(x, x), window, len(shape)), bias)
@@ -63,7 +62,7 @@ def _neighbours(tape: Tape, value: ir.Value, matrix: NDArray[np.float64], rank: 
 @rule("BatchNormalization")
 def batch_normalization(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     """With its statistics as they are (frozen): a factor and a term for every channel."""
-    if number(node, "training_mode", 0):
+    if node.attributes.get_int("training_mode", 0):
         raise NoGradientError("its training mode")
     y = tape.repeat(node, inputs)
     x, scale, bias, mean, variance = inputs
@@ -71,7 +70,7 @@ def batch_normalization(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     one_each = (1, shape[1]) + (1,) * (len(shape) - 2)
 
     def pullback(g: ir.Value) -> Gradients:
-        deviation = tape.emit("Sqrt", tape.add(variance, real(node, "epsilon", 1e-5)))
+        deviation = tape.emit("Sqrt", tape.add(variance, node.attributes.get_float("epsilon", 1e-5)))
         gx = gs = gb = None
         if tape.wants(x):
             gx = tape.mul(g, tape.reshape(tape.div(scale, deviation), one_each))
@@ -91,7 +90,7 @@ def layer_normalization(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     if len(node.outputs) > 1:
         raise NoGradientError("its mean or deviation as an output")
     shape = tape.shape(inputs[0])
-    return _normalization(tape, node, inputs, shape, number(node, "axis", -1) % len(shape), 0)
+    return _normalization(tape, node, inputs, shape, node.attributes.get_int("axis", -1) % len(shape), 0)
 
 
 @rule("InstanceNormalization")
@@ -107,7 +106,7 @@ def group_normalization(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     batch, channels, *size = tape.shape(inputs[0])
     if tape.shape(inputs[1]) != (channels,):
         raise NoGradientError("factors by group, as before opset 21")
-    groups = number(node, "num_groups", 1)
+    groups = node.attributes.get_int("num_groups", 1)
     grouped = (batch, groups, channels // groups, *size)
     return _normalization(tape, node, inputs, grouped, 2, len(size))
 
@@ -144,7 +143,7 @@ def _normalization(tape: Tape, node: ir.Node, inputs: Any, grouped: Shape, axis:
         given = as_groups(x)
         centred = tape.sub(given, mean(given))
         variance = mean(tape.mul(centred, centred))
-        deviation = tape.emit("Sqrt", tape.add(variance, real(node, "epsilon", 1e-5)))
+        deviation = tape.emit("Sqrt", tape.add(variance, node.attributes.get_float("epsilon", 1e-5)))
         normal = tape.div(centred, deviation)
         gx = None
         if tape.wants(x):
@@ -169,7 +168,7 @@ def _normalization(tape: Tape, node: ir.Node, inputs: Any, grouped: Shape, axis:
 def softmax(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     """Y (g − Σ g y)."""
     y = tape.repeat(node, inputs)
-    axis = number(node, "axis", -1)
+    axis = node.attributes.get_int("axis", -1)
     return y, lambda g: [tape.mul(y, tape.sub(g, tape.sum(tape.mul(g, y), [axis], keep=True)))]
 
 
@@ -177,5 +176,5 @@ def softmax(tape: Tape, node: ir.Node, inputs: Any) -> Any:
 def log_softmax(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     """g − exp(y) Σ g."""
     y = tape.repeat(node, inputs)
-    axis = number(node, "axis", -1)
+    axis = node.attributes.get_int("axis", -1)
     return y, lambda g: [tape.sub(g, tape.mul(tape.emit("Exp", y), tape.sum(g, [axis], keep=True)))]

@@ -8,7 +8,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcompress.gradients.rules.layers import number
 from onnxcompress.gradients.rules.registry import NoGradientError, rule
 from onnxcompress.gradients.rules.windows import Windows, windows
 from onnxcompress.gradients.tape import Gradients, Shape, Tape
@@ -18,7 +17,7 @@ from onnxcompress.gradients.tape import Gradients, Shape, Tape
 def max_pool(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     """Each gradient is added where its window's (first) largest element is."""
     (x,) = inputs
-    if len(node.outputs) > 1 or number(node, "storage_order", 0):
+    if len(node.outputs) > 1 or node.attributes.get_int("storage_order", 0) != 0:
         raise NoGradientError("positions as an output")
     shape = tape.shape(x)
     w = _windows_of(node, tape, shape)
@@ -54,10 +53,8 @@ def average_pool(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     (x,) = inputs
     shape = tape.shape(x)
     w = _windows_of(node, tape, shape)
-    pads = [*w.before, *w.behind]
-    if "pads" in node.attributes:
-        pads = list(node.attributes["pads"].as_ints())
-    share = _shares(w, pads[len(w.size) :], bool(number(node, "count_include_pad", 0)))
+    pads = list(node.attributes.get_ints("pads", [*w.before, *w.behind]))
+    share = _shares(w, pads[len(w.size) :], bool(node.attributes.get_int("count_include_pad", 0)))
     y = tape.repeat(node, inputs)
 
     def pullback(g: ir.Value) -> Gradients:
@@ -172,7 +169,7 @@ def _axes(node: ir.Node, inputs: Any, rank: int) -> list[int]:
     if "axes" in node.attributes:
         axes = list(node.attributes["axes"].as_ints())
     elif given is None:
-        axes = [] if number(node, "noop_with_empty_axes", 0) else list(range(rank))
+        axes = [] if node.attributes.get_int("noop_with_empty_axes", 0) else list(range(rank))
     elif given.const_value is None:
         raise NoGradientError("axes that are computed")
     else:

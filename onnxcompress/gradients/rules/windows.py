@@ -63,11 +63,11 @@ def windows(node: ir.Node, kernel: Shape, data: Shape, output: Shape) -> Windows
     ones = (1,) * len(size)
 
     def numbers(name: str, default: Shape) -> Shape:
-        return tuple(node.attributes[name].as_ints()) if name in node.attributes else default
+        return tuple(node.attributes.get_ints(name, default))
 
     strides, dilations = numbers("strides", ones), numbers("dilations", ones)
     pads = numbers("pads", (0,) * 2 * len(size))
-    mode = node.attributes["auto_pad"].as_string() if "auto_pad" in node.attributes else "NOTSET"
+    mode = node.attributes.get_string("auto_pad", "NOTSET")
     before, behind = [], []
     for axis in range(len(size)):
         reach = (count[axis] - 1) * strides[axis] + (kernel[axis] - 1) * dilations[axis] + 1

@@ -9,7 +9,7 @@ from onnxcompress.lrn import is_band
 from onnxcompress.model import weights_of
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Layer, NoRuleError
 from onnxcompress.pruning.rules.atoms import hand_on, on_axis
-from onnxcompress.pruning.rules.nodes import array_of, constant, int_of, optional
+from onnxcompress.pruning.rules.nodes import array_of, constant, optional
 from onnxcompress.pruning.rules.registry import rule
 
 
@@ -21,7 +21,7 @@ def convolution(graph: ChannelGraph, node: ir.Node) -> None:
     Of a grouped convolution either whole groups go, or filters (and input channels) alike in every group.
     """
     transposed = node.op_type == "ConvTranspose"
-    groups = int_of(node, "group", 1)
+    groups = node.attributes.get_int("group", 1)
     weight = constant(node.inputs[1])
     first, second = graph.shape(weight)[:2]
     into, out = (first, second * groups) if transposed else (second * groups, first)
@@ -85,8 +85,8 @@ def gemm(graph: ChannelGraph, node: ir.Node) -> None:
     weight = constant(node.inputs[1])
     if not len(graph.shape(weight)) == len(graph.shape(node.inputs[0])) == 2:
         raise NoRuleError("it does not multiply matrices")
-    transposed = int_of(node, "transB", 0)
-    summed = 0 if int_of(node, "transA", 0) else 1
+    transposed = node.attributes.get_int("transB", 0)
+    summed = 0 if node.attributes.get_int("transA", 0) else 1
     given = graph.atoms(node.inputs[0])
     if given is not None and given.shape[summed] == 1 < given.size:
         _hand_on_rows(graph, node, given.ravel())
@@ -207,10 +207,10 @@ def _filters(node: ir.Node) -> np.ndarray:
     side = 1 if weights_of(node.inputs[1]) is not None else 0
     weight = array_of(node.inputs[side]).astype(np.float64)
     if node.op_type == "ConvTranspose":
-        groups = int_of(node, "group", 1)
+        groups = node.attributes.get_int("group", 1)
         by_group = weight.reshape(groups, -1, *weight.shape[1:])
         weight = np.moveaxis(by_group, 2, 1).reshape(groups * weight.shape[1], -1)
-    elif side == 1 and node.op_type != "Conv" and not int_of(node, "transB", 0):
+    elif side == 1 and node.op_type != "Conv" and not node.attributes.get_int("transB", 0):
         weight = weight.T
     return weight.reshape(len(weight), -1)
 

@@ -11,7 +11,6 @@ from onnxcompress.pruning.rules.nodes import (
     axis_of,
     constant,
     graph_of,
-    int_of,
     ints_of,
     new_constant,
     new_node,
@@ -52,7 +51,7 @@ def group_normalization(graph: ChannelGraph, node: ir.Node) -> None:
     """Whole groups go, so that the statistics of the others do not change."""
     atoms = graph.along(node.inputs[0], 1)
     if atoms is not None:
-        by_group = atoms.reshape(int_of(node, "num_groups", 1), -1)
+        by_group = atoms.reshape(node.attributes.get_int("num_groups", 1), -1)
         graph.tie(by_group[:, :1], by_group)
         if len(by_group) == 1:
             graph.lock(atoms, f"normalized together ('{node.name}')")
@@ -120,7 +119,7 @@ def reduction(graph: ChannelGraph, node: ir.Node) -> None:
     """Over the other axes: the channels stay, perhaps on another axis. Over the channels: they are kept."""
     axes = _reduced_axes(graph, node)
     atoms = _mix(graph, node, axes)
-    if atoms is not None and not int_of(node, "keepdims", 1):
+    if atoms is not None and not node.attributes.get_int("keepdims", 1):
         atoms = atoms.squeeze(tuple(axes))
     hand_on(graph, node, atoms)
 
@@ -128,7 +127,7 @@ def reduction(graph: ChannelGraph, node: ir.Node) -> None:
 def _reduced_axes(graph: ChannelGraph, node: ir.Node) -> list[int]:
     rank = len(graph.shape(node.inputs[0]))
     axes = ints_of(node, "axes", (), 1)
-    nothing = int_of(node, "noop_with_empty_axes", 0)
+    nothing = node.attributes.get_int("noop_with_empty_axes", 0)
     return sorted(axis % rank for axis in (axes if len(axes) or nothing else range(rank)))
 
 
@@ -161,7 +160,9 @@ def mean_variance_normalization(graph: ChannelGraph, node: ir.Node) -> None:
 def over_an_axis(graph: ChannelGraph, node: ir.Node) -> None:
     """Operators in which all elements along an axis take part."""
     rank = len(graph.shape(node.inputs[0]))
-    axis = array_of(node.inputs[1]).item() if node.op_type == "CumSum" else int_of(node, "axis", -1)
+    axis = (
+        array_of(node.inputs[1]).item() if node.op_type == "CumSum" else node.attributes.get_int("axis", -1)
+    )
     _keep_shape_mixed(graph, node, [axis % rank])
 
 
@@ -170,7 +171,9 @@ def arg(graph: ChannelGraph, node: ir.Node) -> None:
     """As a reduction over one axis."""
     axis = axis_of(node, "axis", 0, len(graph.shape(node.inputs[0])))
     atoms = _mix(graph, node, [axis])
-    hand_on(graph, node, atoms if atoms is None or int_of(node, "keepdims", 1) else atoms.squeeze(axis))
+    if atoms is not None and not node.attributes.get_int("keepdims", 1):
+        atoms = atoms.squeeze(axis)
+    hand_on(graph, node, atoms)
 
 
 def _mix(graph: ChannelGraph, node: ir.Node, axes: list[int]) -> Atoms | None:

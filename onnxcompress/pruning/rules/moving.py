@@ -21,7 +21,6 @@ from onnxcompress.pruning.rules.nodes import (
     axis_of,
     constant,
     graph_of,
-    int_of,
     ints_of,
     new_constant,
     new_node,
@@ -234,8 +233,8 @@ def depth_to_space(graph: ChannelGraph, node: ir.Node) -> None:
     """The channels that become one channel's block of pixels are tied."""
     first = graph.along(node.inputs[0], 1)
     if first is not None:
-        block = int_of(node, "blocksize", 1) ** 2
-        crd = "mode" in node.attributes and node.attributes["mode"].as_string() == "CRD"
+        block = node.attributes.get_int("blocksize", 1) ** 2
+        crd = node.attributes.get_string("mode") == "CRD"
         by_pixel = first.reshape(-1, block).T if crd else first.reshape(block, -1)
         graph.tie(by_pixel[:1], by_pixel)
         first = on_axis(by_pixel[0], 1, 4)
@@ -247,7 +246,7 @@ def space_to_depth(graph: ChannelGraph, node: ir.Node) -> None:
     """A channel's block of pixels becomes that many channels."""
     first = graph.along(node.inputs[0], 1)
     if first is not None:
-        first = on_axis(np.tile(first, int_of(node, "blocksize", 1) ** 2), 1, 4)
+        first = on_axis(np.tile(first, node.attributes.get_int("blocksize", 1) ** 2), 1, 4)
     hand_on(graph, node, first)
 
 
@@ -266,7 +265,7 @@ def pad(graph: ChannelGraph, node: ir.Node) -> None:
         return
     axes = [axis % atoms.ndim for axis in ints_of(node, "axes", range(atoms.ndim), 3)]
     pads = ints_of(node, "pads", (), 1)
-    mode = node.attributes["mode"].as_string() if "mode" in node.attributes else "constant"
+    mode = node.attributes.get_string("mode", "constant")
     ends = []
     for index, axis in enumerate(axes):
         before, after = pads[index], pads[index + len(axes)]
@@ -298,8 +297,7 @@ def resample(graph: ChannelGraph, node: ir.Node) -> None:
         return
     before, after = graph.shape(node.inputs[0]), graph.shape(node.outputs[0])
     varying = [axis for axis, size in enumerate(atoms.shape) if size > 1]
-    mode = node.attributes.get("coordinate_transformation_mode")
-    cropped = mode is not None and mode.as_string() == "tf_crop_and_resize"
+    cropped = node.attributes.get_string("coordinate_transformation_mode") == "tf_crop_and_resize"
     if cropped or any(before[axis] != after[axis] for axis in varying):
         raise NoRuleError("changes the channels")
     if optional(node, 3) is not None:
@@ -316,7 +314,7 @@ def shape(graph: ChannelGraph, node: ir.Node) -> None:
     if node.outputs[0].is_graph_output():
         raise NoRuleError("is the network's output")
     sizes = graph.shape(node.inputs[0])
-    part = slice(int_of(node, "start", 0), int_of(node, "end", len(sizes)))
+    part = slice(node.attributes.get_int("start", 0), node.attributes.get_int("end", len(sizes)))
     counted, varying = np.array(sizes, np.int64)[part], (np.array(atoms.shape) > 1)[part]
 
     def freeze(keep: Keep) -> None:

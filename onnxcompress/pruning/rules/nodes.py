@@ -10,14 +10,9 @@ from onnxcompress.names import Names
 from onnxcompress.pruning.channels import NoRuleError
 
 
-def int_of(node: ir.Node, attribute: str, default: int) -> int:
-    """An integer attribute."""
-    return node.attributes[attribute].as_int() if attribute in node.attributes else default
-
-
 def axis_of(node: ir.Node, attribute: str, default: int, rank: int) -> int:
     """An attribute that names an axis, counted from the front."""
-    return int_of(node, attribute, default) % rank
+    return node.attributes.get_int(attribute, default) % rank
 
 
 def ints_of(node: ir.Node, name: str, default: Sequence[int], index: int | None = None) -> list[int]:
