@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as passes
 
 from onnxcompress import checks
@@ -18,10 +19,16 @@ from onnxcompress.errors import InputError, naming
 from onnxcompress.names import Names
 from onnxcompress.runtime import NoKernelError, check_runs, random_feeds, runner, session
 from onnxcompress.shapes import infer, is_free, stand_ins
-from onnxcompress.weights import fit_one_message, hide_large, show_again, take_in, weight_files, weights_of
-
-FILES = "onnxcompress.files"
-"""Key under which `load` notes the files that it read."""
+from onnxcompress.weights import (
+    FILES,
+    files_of,
+    fit_one_message,
+    hide_large,
+    show_again,
+    take_in,
+    weight_files,
+    weights_of,
+)
 
 INITIALIZERS_OWN = 4
 """Version of the IR from which initializers need not be inputs as well."""
@@ -54,7 +61,9 @@ def load(source: str | Path | ir.Model) -> ir.Model:
         return _read(path)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except Exception as error:  # protobuf, the checker and the tensor readers each raise their own kinds
+    except DecodeError:
+        raise InputError(f"{path}: truncated, or not an ONNX file; fetch or export it again") from None
+    except Exception as error:  # the checker and the tensor readers each raise their own kinds
         raise InputError(f"{path}: not a valid ONNX file: {_one_line(error)}") from None
 
 
@@ -91,11 +100,6 @@ def _doubt_shapes(model: ir.Model) -> None:
         if value.shape is not None:
             dims = [None if isinstance(dim, int) and is_free(dim) else dim for dim in value.shape]
             value.shape = ir.Shape(dims)
-
-
-def files_of(model: ir.Model) -> tuple[Path, ...]:
-    """The files that `load` read: the network's own first, then those of its weights."""
-    return model.meta.get(FILES, ())
 
 
 def simplify(model: ir.Model) -> ir.Model:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxcompress.errors import InputError
-from onnxcompress.weights import fit_one_message, weight_files
+from onnxcompress.weights import fit_one_message, name_of, weight_files
 
 FREE_BATCH = 1
 FREE_SIZE = 224
@@ -93,7 +93,7 @@ def session(
             return ort.InferenceSession(network, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
             kind = NoKernelError if "NOT_IMPLEMENTED" in str(error) else InputError
-            raise kind(f"{_name(model)}: ONNX Runtime refuses the network: {_one_line(error)}") from None
+            raise kind(f"{name_of(model)}: ONNX Runtime refuses the network: {_one_line(error)}") from None
 
     if not isinstance(model, ir.Model):
         if not Path(model).is_file():
@@ -221,10 +221,6 @@ def random_feeds(
 def _cores() -> int:
     # Only Linux tells which cores this process was given.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _name(model: ir.Model | str | Path) -> str:
-    return (model.graph.name or "network") if isinstance(model, ir.Model) else str(model)
 
 
 def _one_line(error: Exception) -> str:

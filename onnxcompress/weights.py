@@ -1,17 +1,33 @@
-"""Where the weights of a network lie: in memory, in files, hidden from tools that cannot carry them."""
+"""Where a network and its weights lie: in memory, in files, hidden from tools that cannot carry them."""
 
 import os
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.errors import InputError
 
+FILES = "onnxcompress.files"
+"""Key of a network's `meta` under which the files are noted that it was read from."""
+
 EMBEDDED_LIMIT = 2**31 - 2**20
 """Bytes of weights from which a network cannot be handed over as one protobuf message."""
 
 LARGE = 2**20
 """Bytes above which weights are hidden, or left in their file where all are too large for one message."""
+
+
+def files_of(model: ir.Model) -> tuple[Path, ...]:
+    """The files that a network was read from: its own first, then those of its weights."""
+    return model.meta.get(FILES, ())
+
+
+def name_of(model: ir.Model | str | Path) -> str:
+    """What a user calls a network: its file, or its graph's name where it is in memory alone."""
+    if not isinstance(model, ir.Model):
+        return str(model)
+    return str(files_of(model)[0]) if files_of(model) else model.graph.name or "network"
 
 
 def weights_of(value: ir.Value | None) -> np.ndarray | None:

@@ -387,6 +387,8 @@ def test_what_onnx_runtime_refuses_is_refused_at_once(run, folder):
     model = of_microsoft(13)
     next(each for each in model.graph.node if each.domain).op_type = "Unheard"
     onnx.save(model, "model.onnx")
-    code, _, err = run("decompose", "model.onnx", "-o", "out.onnx")
-    assert code == 2
-    assert "model.onnx: ONNX Runtime refuses the network" in err
+    np.savez("data.npz", x=np.zeros((2, 3, 8, 8), np.float32), y=[0, 1])
+    for verb in (["decompose", "-o", "out.onnx"], ["bench"], ["evaluate", "--data", "data.npz"]):
+        code, _, err = run(verb[0], "model.onnx", *verb[1:])
+        assert code == 2
+        assert "model.onnx: ONNX Runtime refuses the network" in err

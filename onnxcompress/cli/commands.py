@@ -659,7 +659,6 @@ def bench(
     with progress_bar(quiet) as advance:
         found = verbs.bench(
             networks,
-            names=[str(model) for model in models],
             threads=threads,
             batch=batch,
             runs=runs,

@@ -16,6 +16,7 @@ from onnxcompress.model import load
 from onnxcompress.progress import Steps, counted
 from onnxcompress.runtime import random_feeds, run, session
 from onnxcompress.shapes import stand_ins
+from onnxcompress.weights import name_of
 
 MIN_RUNS = 5
 """Timed runs that `bench` does even when they take longer than its seconds."""
@@ -77,7 +78,7 @@ def bench(
 
     Args:
         models: networks; the first one is what the others are compared with.
-        names: one each; by default the path, or the name of the graph.
+        names: one each; by default the path, or the name of the graph of one made in memory.
         threads: as for `session`.
         batch: samples per run, where the network leaves it open.
         runs: timed rounds.
@@ -92,9 +93,7 @@ def bench(
         InputError: when ONNX Runtime refuses a network or cannot run it on random input.
     """
     if names is None:
-        names = [
-            (model.graph.name or "network") if isinstance(model, ir.Model) else str(model) for model in models
-        ]
+        names = [name_of(model) for model in models]
     sessions = [session(model, threads=threads) for model in models]
     feeds = [
         random_feeds(runnable, stand_ins(load(model), batch))
