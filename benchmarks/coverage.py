@@ -25,8 +25,9 @@ import onnx_ir as ir
 from rich.console import Console
 
 import onnxcompress as oc
+from onnxcompress.drafts import write_text
 from onnxcompress.measure.cost import LayerCost
-from onnxcompress.model import simplify, write_text
+from onnxcompress.model import simplify
 from onnxcompress.runtime import random_feeds, run, session
 from onnxcompress.shapes import stand_ins
 from tests.oracle import outputs_with_removed_read_as_zero

@@ -3,7 +3,6 @@
 Needs what the extra `export` installs.
 """
 
-import os
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ import timm
 import torch
 import torchvision
 from torch import nn
+
+from onnxcompress.drafts import replacing
 
 OPSET, DYNAMO_OPSET = 17, 18
 SMALL_SIZES = (96, 128)
@@ -64,8 +65,7 @@ def export(architecture: Architecture, path: Path) -> None:
     torch.manual_seed(zlib.crc32(architecture.name.encode()))
     model, image = (_torchvision if architecture.library == "torchvision" else _timm)(architecture.name)
     _enliven(model, image)
-    draft = path.with_suffix(".draft")
-    with warnings.catch_warnings():
+    with replacing(path) as draft, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             model,
@@ -78,7 +78,6 @@ def export(architecture: Architecture, path: Path) -> None:
             input_names=["input"],
             output_names=["output"],
         )
-    os.replace(draft, path)
 
 
 def _torchvision(name: str) -> tuple[nn.Module, torch.Tensor]:

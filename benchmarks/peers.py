@@ -30,8 +30,9 @@ from rich.console import Console
 import onnxcompress as oc
 from models.digits_data import load_digits_parts
 from onnxcompress.data import Data, batches, open_data, subset
+from onnxcompress.drafts import write_text
 from onnxcompress.measure.cost import cost
-from onnxcompress.model import simplify, write_text
+from onnxcompress.model import simplify
 from onnxcompress.plots import finish, new_figure
 from onnxcompress.preprocessing import from_metadata
 

@@ -12,7 +12,7 @@ import onnxcompress as oc
 from models.digits_data import Part, load_digits_parts
 from onnxcompress import report
 from onnxcompress.data import Data
-from onnxcompress.model import write_text
+from onnxcompress.drafts import write_text
 from onnxcompress.plan import to_yaml
 from onnxcompress.plots import plot_layers
 

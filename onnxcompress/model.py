@@ -314,17 +314,6 @@ def _runs(model: ir.Model, feeds: dict[str, np.ndarray]) -> bool:
     return True
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def _unshare_vectors(model: ir.Model) -> None:
     """Give each reader its own copy of a bias or scale that merely has the same values as another's."""
     names = Names(model.graph)

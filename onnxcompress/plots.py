@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxcompress.drafts import replacing
 from onnxcompress.errors import InputError
 from onnxcompress.report import layers_json
 
@@ -68,16 +70,25 @@ def tradeoff(points: Sequence[Point], kind: str, path: str | Path) -> None:
     finish(figure, path)
 
 
+def check_installed() -> None:
+    """See that plots can be drawn.
+
+    Raises:
+        InputError: when Matplotlib is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise InputError("plots need Matplotlib: pip install 'onnxcompress[plot]'")
+
+
 def new_figure(width: float, height: float) -> tuple[Any, Any]:
     """A figure with one pair of axes, without a display.
 
     Raises:
         InputError: when Matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("plots need Matplotlib: pip install 'onnxcompress[plot]'") from None
+    check_installed()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
@@ -86,7 +97,8 @@ def new_figure(width: float, height: float) -> tuple[Any, Any]:
 
 def finish(figure: Any, path: str | Path) -> None:
     """Write a figure as PNG, whatever the name of the file."""
-    figure.savefig(path, format="png", dpi=130, metadata={"Software": None})
+    with replacing(path) as draft:
+        figure.savefig(draft, format="png", dpi=130, metadata={"Software": None})
 
 
 def _label(layer: dict[str, Any]) -> str:

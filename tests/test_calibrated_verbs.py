@@ -147,6 +147,17 @@ def test_the_tradeoff_is_written_and_drawn(tmp_path):
     assert plot.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_what_cannot_be_drawn_is_not_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr("onnxcompress.plots.find_spec", lambda name: None)
+    monkeypatch.setattr("onnxcompress.tradeoff", None)
+    curve, plot = tmp_path / "curve.json", tmp_path / "curve.png"
+    data = tmp_path / "data.npz"
+    np.savez(data, x=quarters.samples(100).samples)
+    code, printed = command("tradeoff", SHIPPED, "--data", data, "-o", curve, "--plot", plot)
+    assert code == 2
+    assert "pip install 'onnxcompress[plot]'" in printed
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

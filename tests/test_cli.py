@@ -204,9 +204,9 @@ def with_weights(path: str, change) -> None:
         (["prune", "none.onnx", "-o", "out.onnx"], "no such file"),
         (["prune", ".", "-o", "out.onnx"], "is a folder"),
         (["prune", "empty.onnx", "-o", "out.onnx"], "is empty"),
-        (["prune", "truncated.onnx", "-o", "out.onnx"], "truncated, or not an ONNX file; fetch or export it again"),
-        (["prune", "text.onnx", "-o", "out.onnx"], "truncated, or not an ONNX file; fetch or export it again"),
-        (["inspect", "noise.onnx"], "truncated, or not an ONNX file; fetch or export it again"),
+        (["prune", "truncated.onnx", "-o", "out.onnx"], "truncated, or not an ONNX file; fetch"),
+        (["prune", "text.onnx", "-o", "out.onnx"], "truncated, or not an ONNX file; fetch"),
+        (["inspect", "noise.onnx"], "truncated, or not an ONNX file; fetch"),
         (["decompose", "nan.onnx", "-o", "out.onnx"], "NaN or infinite"),
         (["decompose", "external.onnx", "-o", "out.onnx"], "lie in gone, which is missing"),
         (["inspect", "quantized.onnx"], "compress first, then quantize"),
@@ -232,7 +232,7 @@ def with_weights(path: str, change) -> None:
         (["evaluate", "model.onnx", "--data", "nowhere"], "no such file"),
         (["evaluate", "model.onnx", "--data", "emptyfolder"], "emptyfolder"),
         (["evaluate", "model.onnx", "--data", "labels.npz"], "label"),
-        (["bench", "model.onnx", "truncated.onnx"], "truncated, or not an ONNX file; fetch or export it again"),
+        (["bench", "model.onnx", "truncated.onnx"], "truncated, or not an ONNX file; fetch"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(run, folder, arguments, message):

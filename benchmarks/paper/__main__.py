@@ -24,7 +24,7 @@ from rich.console import Console
 import onnxcompress as oc
 from benchmarks.paper import arms, report, tasks
 from benchmarks.paper.settings import DIGITS, FULL, QUICK, Settings
-from onnxcompress.model import write_text
+from onnxcompress.drafts import write_text
 from onnxcompress.plan import members
 from onnxcompress.progress import Progress, in_lines, within
 

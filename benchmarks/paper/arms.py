@@ -13,7 +13,8 @@ import onnx_ir as ir
 import onnxcompress as oc
 from benchmarks.paper.settings import Settings
 from benchmarks.paper.tasks import Task
-from onnxcompress.model import simplify, write_text
+from onnxcompress.drafts import write_text
+from onnxcompress.model import simplify
 from onnxcompress.plan import Ranks, read_plan, to_yaml
 from onnxcompress.progress import Progress
 from onnxcompress.recovery.interleaved import prune_and_train

@@ -16,7 +16,7 @@ from benchmarks.paper.curves import (
     falling,
     headline_points,
 )
-from onnxcompress.model import write_text
+from onnxcompress.drafts import write_text
 from onnxcompress.plots import finish, new_figure
 
 ALONE = ("pruning", "Tucker")

@@ -1,7 +1,6 @@
 """Second moments of what every layer reads, streamed through the network in one pass over the data."""
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from onnxcompress.calibration.patches import obstacle, patches, per_sample
 from onnxcompress.calibration.samples import Samples, fed, own
+from onnxcompress.drafts import replacing
 from onnxcompress.errors import InputError
 from onnxcompress.layers import FactorLayer
 from onnxcompress.lrn import lrn_nodes, rewrite_lrn
@@ -143,13 +143,8 @@ def kept_statistics(
     for index, moments in enumerate(found.values()):
         arrays[f"{index}.count"] = np.array(moments.count)
         arrays |= {f"{index}.{each}": getattr(moments, each) for each in ARRAYS}
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        with draft.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    with replacing(path) as draft, draft.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
     return found
 
 

@@ -49,8 +49,9 @@ from onnxcompress.cli.options import (
     size,
 )
 from onnxcompress.cli.terminal import DONE, SHORT, guarded, progress_bar, show, stderr, stdout
+from onnxcompress.drafts import write_text
 from onnxcompress.errors import InputError
-from onnxcompress.model import check_output, copy, files_of, load, save, write_text
+from onnxcompress.model import check_output, copy, files_of, load, save
 from onnxcompress.plan import to_yaml
 from onnxcompress.preprocessing import Preprocessing
 from onnxcompress.runtime import runner
@@ -440,8 +441,10 @@ def tradeoff(
     for path in (output, plot):
         if path is not None:
             check_output(path, model, data, *([] if stats is None else [stats]))
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise InputError(f"{plot}: what is drawn is a PNG: give a name that ends in .png")
+    if plot is not None:
+        plots.check_installed()
+        if plot.suffix.lower() != ".png":
+            raise InputError(f"{plot}: what is drawn is a PNG: give a name that ends in .png")
     network = load(model)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(context, data, preprocessing, limit, stats)

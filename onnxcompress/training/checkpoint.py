@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from onnxcompress.drafts import replacing
 from onnxcompress.errors import InputError
 
 Arrays = dict[str, np.ndarray]
@@ -20,18 +21,13 @@ def write(path: Path, facts: dict[str, Any], arrays: Arrays) -> None:
         facts: what JSON can hold.
         arrays: by any names.
     """
-    draft = path.with_name(f".{path.name}.draft")
     names = sorted(arrays)
-    try:
-        with draft.open("wb") as file:
-            content = {str(number): arrays[name] for number, name in enumerate(names)}
-            text = np.frombuffer(json.dumps({"facts": facts, "names": names}).encode(), np.uint8)
-            np.savez(file, allow_pickle=False, text=text, **content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    content = {str(number): arrays[name] for number, name in enumerate(names)}
+    text = np.frombuffer(json.dumps({"facts": facts, "names": names}).encode(), np.uint8)
+    with replacing(path) as draft, draft.open("wb") as file:
+        np.savez(file, allow_pickle=False, text=text, **content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read(path: Path) -> tuple[dict[str, Any], Arrays]:
