@@ -32,7 +32,7 @@ from onnxcompress.measure.cost import cost
 from onnxcompress.model import load, simplify
 from onnxcompress.pipeline import carry_out, measured, train
 from onnxcompress.plan import Plan, read_plan
-from onnxcompress.planning.search import Planner, parse_target
+from onnxcompress.planning.search import KINDS, Planner, parse_target
 from onnxcompress.planning.survey import survey
 from onnxcompress.progress import Progress
 from onnxcompress.pruning.analysis import analyse
@@ -255,15 +255,21 @@ def tradeoff(
 
     Returns:
         one point per share, descending.
+
+    Raises:
+        InputError: when kind, shares or data are none that can be worked with, or the network cannot be read.
     """
     data = calibration(data)
+    if kind not in KINDS:
+        raise InputError(f"kind: '{kind}' is not one of {', '.join(KINDS)}")
+    if wrong := [share for share in shares if not 0 < share < 1]:
+        raise InputError(f"shares: {wrong[0]:g} is not above 0 and below 1: the share that may stay")
     original = load(model)
-    goals = [parse_target(f"{kind}={share}").share for share in sorted(shares, reverse=True)]
     parts = read_parts(original, data, progress)
     assert parts is not None
     planner = _planner(original, kind, skip, data, parts, progress)
     points = []
-    for share in goals:
+    for share in sorted(shares, reverse=True):
         result = _planned(original, planner, share, progress)
         assert result.fitted is not None
         points.append(Point(share, result.stages[-1].cost.macs, result.stages[-1].cost.params, result.fitted))

@@ -147,6 +147,21 @@ def test_the_tradeoff_is_written_and_drawn(tmp_path):
     assert plot.read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--kind", "flops", "kind: 'flops' is not one of macs, params, size"),
+        ("--shares", "0.5,1.5", "shares: 1.5 is not above 0 and below 1"),
+    ],
+)
+def test_costs_and_shares_that_are_none(digits, tmp_path, option, value, message):
+    curve = tmp_path / "curve.json"
+    code, printed = command("tradeoff", SHIPPED, "--data", digits["train"], "-o", curve, option, value)
+    assert code == 2
+    assert message in printed
+    assert not curve.exists()
+
+
 def test_what_cannot_be_drawn_is_not_begun(tmp_path, monkeypatch):
     monkeypatch.setattr("onnxcompress.plots.find_spec", lambda name: None)
     monkeypatch.setattr("onnxcompress.tradeoff", None)

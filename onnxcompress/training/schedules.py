@@ -32,9 +32,9 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
-            raise InputError(f"lr_policy: '{self.policy}' is not one of {', '.join(POLICIES)}")
+            raise InputError(f"policy: '{self.policy}' is not one of {', '.join(POLICIES)}")
         if self.policy == "step" and self.stepsize < 1:
-            raise InputError("lr_policy 'step' needs a stepsize of at least 1")
+            raise InputError("policy: 'step' needs a stepsize of at least 1, which a solver.prototxt gives")
         if self.gamma < 0:
             raise InputError(f"gamma: {self.gamma} is below 0")
 
