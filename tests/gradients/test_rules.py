@@ -270,6 +270,14 @@ def test_resize_of_some_axes(axes, scales):
     check("Resize", [draw_array(2, 3, 4, 5)], [None, np.array(scales, np.float32)], axes=axes, mode="linear")
 
 
+@few
+@given(st.integers(2, 20), st.integers(2, 40), st.sampled_from(["half_pixel", "asymmetric", "align_corners"]))
+def test_resize_to_any_size(size, target, where):
+    sizes = [None, None, np.array([1, 1, target, 3])]
+    attributes = {"mode": "linear", "coordinate_transformation_mode": where}
+    check("Resize", [draw_array(1, 1, size, 2)], sizes, keep_aspect_ratio_policy="stretch", **attributes)
+
+
 def test_resize_with_a_policy_is_refused():
     sizes = [None, None, np.array([6, 6])]
     with pytest.raises(InputError, match=r"no gradient for Resize .*aspect ratio"):

@@ -188,7 +188,7 @@ def resize(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     shape, output = tape.shape(x), tape.shape_in_network(node.outputs[0])
     if len(shape) != 4 or shape[:2] != output[:2]:
         raise NoGradientError("other axes than height and width")
-    if "keep_aspect_ratio_policy" in node.attributes:
+    if node.attributes.get_string("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise NoGradientError("a policy for the aspect ratio")
     rows, columns = (_resize_matrix(node, inputs, shape, output, axis) for axis in (2, 3))
 
@@ -206,20 +206,20 @@ def _resize_matrix(node: ir.Node, inputs: Any, shape: Shape, output: Shape, axis
     size = shape[axis]
     unit = np.eye(size, dtype=np.float32).reshape(size, 1, *((size, 1) if axis == 2 else (1, size)))
     x, y = ir.val("x", ir.DataType.FLOAT, unit.shape), ir.val("y", ir.DataType.FLOAT, [None] * 4)
-    scales = [1.0, 1.0, 1.0, 1.0]
-    scales[axis] = output[axis] / size
-    if len(inputs) > 2 and inputs[2] is not None and inputs[2].const_value is not None:
-        declared = inputs[2].const_value.numpy()
-        axes = node.attributes.get_ints("axes", range(4))
-        by_axis = dict(zip((each % 4 for each in axes), declared.ravel(), strict=False))
-        scales[axis] = float(by_axis.get(axis, scales[axis]))
-    factors = ir.val("scales", const_value=ir.tensor(np.array(scales, np.float32), name="scales"))
+    scales = inputs[2].const_value if len(inputs) > 2 and inputs[2] is not None else None
+    declared = [] if scales is None else scales.numpy().ravel()
+    axes = [each % 4 for each in node.attributes.get_ints("axes", range(4))]
+    how = np.array([*unit.shape[:axis], output[axis], *unit.shape[axis + 1 :]])
+    if axis in axes[: len(declared)]:
+        how = np.where(np.arange(4) == axis, declared[axes.index(axis)], 1).astype(np.float32)
+    given = ir.val("how", const_value=ir.tensor(how, name="how"))
     attributes = [each for name, each in node.attributes.items() if name != "axes"]
-    one = ir.Node("", "Resize", [x, None, factors], attributes, outputs=[y])
-    graph = ir.Graph([x], [y], nodes=[one], initializers=[factors], opset_imports={"": 18}, name="resize")
+    reads = [x, None, given] if how.dtype == np.float32 else [x, None, None, given]
+    one = ir.Node("", "Resize", reads, attributes, outputs=[y])
+    graph = ir.Graph([x], [y], nodes=[one], initializers=[given], opset_imports={"": 18}, name="resize")
     evaluator = ReferenceEvaluator(ir.to_proto(ir.Model(graph, ir_version=8)))
     (found,) = evaluator.run(None, {"x": unit})
-    return np.asarray(found).reshape(size, -1).T.astype(np.float64)
+    return np.asarray(found).reshape(size, output[axis]).T.astype(np.float64)
 
 
 def _numbers(value: ir.Value) -> list[int]:
