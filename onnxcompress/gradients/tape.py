@@ -102,12 +102,15 @@ class Tape:
         return node.outputs[0] if outputs == 1 else tuple(node.outputs)
 
     def repeat(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> Any:
-        """A node of the network as it is, on these inputs; its output, or a tuple where there are several."""
+        """A node of the network on these inputs; its output, or a tuple where there are several.
+
+        It is as it was, but that what is cast to real numbers becomes of the tape's type.
+        """
         copy = ir.Node(
             node.domain,
             node.op_type,
             inputs,
-            list(node.attributes.values()),
+            [self._to_real(attribute) for attribute in node.attributes.values()],
             num_outputs=len(node.outputs),
             name=f"tape/node.{len(self.nodes)}",
         )
@@ -115,6 +118,11 @@ class Tape:
             value.name = f"{copy.name}:{index}" if node.outputs[index].name else ""
         self.nodes.append(copy)
         return copy.outputs[0] if len(copy.outputs) == 1 else tuple(copy.outputs)
+
+    def _to_real(self, attribute: ir.Attr) -> ir.Attr:
+        if attribute.name == "to" and ir.DataType(attribute.as_int()).is_floating_point():
+            return ir.AttrInt64("to", ir.DataType.from_numpy(self.dtype))
+        return attribute
 
     # --- arithmetic that many rules share ------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Every rule against central differences in float64, and in ONNX Runtime."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -247,6 +248,11 @@ def test_moving():
     check("ReduceSum", [x], [np.array([1])])
     check("ReduceL2", [x], [np.array([1, -1])], keepdims=0)
     check("ReduceMax", [distinct(2, 6, 5)], [np.array([1, -1])], keepdims=0)
+
+
+@pytest.mark.parametrize("target", [ir.DataType.DOUBLE, ir.DataType.FLOAT])
+def test_cast_between_real_types(target):
+    check("Cast", [draw_array(2, 3)], function=lambda x: x, to=int(target))
 
 
 @pytest.mark.parametrize(
