@@ -5,9 +5,9 @@ from typing import Any
 
 import onnx
 import onnx_ir as ir
-from google.protobuf import text_format
 
 from onnxcompress import preprocessing as prep
+from onnxcompress.caffe import prototxt as prototxt_file
 from onnxcompress.caffe.graph import start
 from onnxcompress.caffe.layers import convert
 from onnxcompress.caffe.network import Network, normalise, unique
@@ -48,12 +48,7 @@ def import_caffe(
             infinite values, or a layer is not supported.
     """
     path = Path(prototxt)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the file: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a text file; give the prototxt first, then the caffemodel") from None
+    text = prototxt_file.read(path)
     source = _source(caffemodel, seed)
     try:
         return _convert(text, source, preprocessing, opset)
@@ -91,14 +86,7 @@ def _convert(text: str, source: Source, preprocessing: prep.Preprocessing | None
 
 
 def _parse(text: str) -> Any:
-    net = NetParameter()
-    try:
-        text_format.Parse(text, net, allow_unknown_field=True)
-    except text_format.ParseError as error:
-        reason = str(error).rsplit("': ", 1)[-1]
-        raise InputError(f"truncated, or not a prototxt: line {error.GetLine()}: {reason}") from None
-    except RecursionError:
-        raise InputError("not a prototxt: its braces are nested too deeply") from None
+    net = prototxt_file.parse(text, NetParameter())
     if not net.layer and not net.layers:
         raise InputError("describes no layers; give the deploy prototxt of a network")
     return net

@@ -18,6 +18,10 @@ DRAWN_LIMIT = 2**29
 """Numbers that may be drawn for one network: 2 GiB, what one ONNX file can hold."""
 
 
+HDF5 = b"\x89HDF\r\n\x1a\n"
+"""How files of that format begin."""
+
+
 @dataclass(frozen=True)
 class Parameter:
     """What a layer expects one of its parameters to be: the shape, and the filler of an untrained one."""
@@ -43,6 +47,10 @@ def from_caffemodel(path: Path) -> Source:
         raise InputError(f"{path}: cannot read the file: {error.strerror}") from None
     if not content:
         raise InputError(f"{path}: the file is empty")
+    if content.startswith(HDF5):
+        raise InputError(
+            f"{path}: an HDF5 snapshot, which is not read; save one with snapshot_format: BINARYPROTO"
+        )
     try:
         net = NetParameter.FromString(content)
     except DecodeError:

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from google.protobuf import text_format
-
+from onnxcompress.caffe import prototxt
 from onnxcompress.caffe.schema import SolverParameter
-from onnxcompress.errors import InputError
+from onnxcompress.errors import InputError, naming
 from onnxcompress.training.optimizers import Settings
 from onnxcompress.training.schedules import Schedule
 from onnxcompress.training.trainer import Recipe
@@ -25,13 +24,9 @@ def read_solver(path: str | Path, recipe: Recipe) -> tuple[Recipe, int | None]:
     Raises:
         InputError: when it cannot be read, or asks for what is not supported.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        solver = text_format.Parse(text, SolverParameter(), allow_unknown_field=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the solver: {error.strerror}") from None
-    except (UnicodeDecodeError, text_format.ParseError) as error:
-        raise InputError(f"{path}: not a solver.prototxt: {' '.join(str(error).split())[:200]}") from None
+    text = prototxt.read(Path(path))
+    with naming((Path(path),)):
+        solver = prototxt.parse(text, SolverParameter())
     if not solver.HasField("base_lr"):
         raise InputError(f"{path}: names no base_lr; give a solver.prototxt")
     if solver.regularization_type != "L2":

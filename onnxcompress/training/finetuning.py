@@ -162,7 +162,8 @@ def finetune(
     per_epoch = len(data) // (recipe.batch * recipe.iter_size)
     total = steps if steps is not None else round(epochs * per_epoch)
     if total < 1:
-        raise InputError(f"epochs: {epochs} leaves no step to take")
+        given_as = f"epochs: {epochs}" if steps is None else f"steps: {steps}"
+        raise InputError(f"{given_as} leaves no step to take")
     path = None if checkpoint_file is None else Path(checkpoint_file)
     fingerprint = ""
     if path is not None:

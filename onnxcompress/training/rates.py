@@ -1,6 +1,6 @@
 """Finding a learning rate by trying several on the first batches."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
 
@@ -25,6 +25,9 @@ TESTED = 6
 That of the trial's own steps says little where all is lost: a network that knew nothing any more, which 0.01
 makes right on 99.6 % of its validation in six epochs, was given 0.0003 by it, and stayed at 17 %.
 """
+
+KEPT = 2**28
+"""Bytes of batches and their targets that are kept from one trial to the next."""
 
 DISTURBANCE = 0.025
 """By which the loss after responses may be higher than with the best rate.
@@ -60,16 +63,16 @@ def find_rate(
         tolerance: share by which the loss may be higher than with the best rate.
         progress: called with (steps done, steps that it takes at most).
     """
-    batches = [batch_of(step) for step in range(STEPS + TESTED)]
+    batch_of, count = _remembering(batch_of), STEPS + TESTED
     found: dict[float, float] = {}
     for number, rate in enumerate(CANDIDATES):
         trial = replace(recipe, rate=rate, schedule=Schedule("cosine"))
         losses = []
-        for value in _losses(loss, deepcopy(state), multipliers, batches, trial):
+        for value in _losses(loss, deepcopy(state), multipliers, batch_of, trial):
             losses.append(value)
             if progress is not None:
-                progress(number * len(batches) + len(losses), len(CANDIDATES) * len(batches))
-        mean = float(np.mean(losses[STEPS:])) if len(losses) == len(batches) else np.nan
+                progress(number * count + len(losses), len(CANDIDATES) * count)
+        mean = float(np.mean(losses[STEPS:])) if len(losses) == count else np.nan
         if not np.isfinite(mean):
             break
         found[rate] = mean
@@ -79,15 +82,38 @@ def find_rate(
     return max((rate for rate in found if found[rate] <= allowed), default=CANDIDATES[0])
 
 
+def _remembering(batch_of: Callable[[int], Batch]) -> Callable[[int], Batch]:
+    """The same function, which keeps the first batches; the others it makes anew for each trial."""
+    kept: dict[int, Batch] = {}
+    room = KEPT
+
+    def batch(step: int) -> Batch:
+        nonlocal room
+        if step in kept:
+            return kept[step]
+        samples, targets = batch_of(step)
+        size = samples.nbytes + sum(target.nbytes for target in targets)
+        if size <= room:
+            room -= size
+            kept[step] = samples, targets
+        return samples, targets
+
+    return batch
+
+
 def _losses(
-    loss: Loss, state: State, multipliers: Mapping[str, Multipliers], batches: Sequence[Batch], recipe: Recipe
+    loss: Loss,
+    state: State,
+    multipliers: Mapping[str, Multipliers],
+    batch_of: Callable[[int], Batch],
+    recipe: Recipe,
 ) -> Iterator[float]:
     """Those of the steps of a trial, then of the batches after it; they end where one is not finite."""
     try:
-        for step in train(loss, state, multipliers, batches.__getitem__, STEPS, recipe):
+        for step in train(loss, state, multipliers, batch_of, STEPS, recipe):
             yield step.loss
     except InputError:
         return
-    for batch in batches[STEPS:]:
-        value, _ = averaged(loss, state.weights, *batch)
+    for number in range(STEPS, STEPS + TESTED):
+        value, _ = averaged(loss, state.weights, *batch_of(number))
         yield value

@@ -57,6 +57,36 @@ def test_prototxt_that_cannot_be_read(content, words, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("head", "encoding"), [("# réseau\n", "latin-1"), ("# 池化层\n", "gbk"), ("", "utf-8-sig")]
+)
+def test_comments_in_any_encoding(tmp_path, head, encoding):
+    path = tmp_path / "net.prototxt"
+    path.write_bytes((head + TEXT).encode(encoding))
+    assert [node.op_type for node in import_caffe(path).graph] == ["Conv", "Relu"]
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("strides: 2", "line 2: convolution_param has no field 'strides' in Caffe"),
+        ("weight_filler { typ: 'xavier' }", "line 2: weight_filler has no field 'typ'"),
+        ("weight_filler: < stdd: 1 >", "line 2: weight_filler has no field 'stdd'"),
+        ("pads: [1, 1]", "has no field 'pads'"),
+        ("} param { lr_mul: 1", "param has no field 'lr_mul'"),
+        ("engine: MKLDNN", ""),
+        ("bias_term: true # strides: 2\n", ""),
+        ("} transform_param { mean_file: 'strides: 2' scale: 1 } loss_param { of { forks: 3 }", ""),
+    ],
+)
+def test_fields_that_caffe_does_not_have(body, words):
+    text = DATA + layer("Convolution", f"{CONV.removesuffix('}')} {body} }}", tops=("conv",))
+    if words:
+        assert words in refused(text)
+    else:
+        assert len(import_caffe_text(text).graph) == 1
+
+
 def test_folder_instead_of_a_file(tmp_path):
     with pytest.raises(InputError, match="Is a directory"):
         import_caffe(tmp_path)
@@ -68,6 +98,7 @@ def test_folder_instead_of_a_file(tmp_path):
     [
         (b"", "the file is empty"),
         (b"\x0a\x04old!", "holds no weights"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 snapshot"),
         (caffemodel(random_weights({"conv": SHAPES}))[:-7], "truncated"),
         (caffemodel(random_weights({"other": SHAPES})), "layer 'conv' (Convolution): "),
         (caffemodel(random_weights({"conv": SHAPES[:1]})), "asks for 2 blobs of weights"),

@@ -22,14 +22,17 @@ class Valley:
         return value, {"w": np.ones(1, np.float32)}
 
 
-def found(tolerance, loss=None, said=None):
+def found(tolerance, loss=None, said=None, made=None):
     recipe = Recipe(optimizer="adam")
     state = start({"w": np.ones(1, np.float32)}, recipe)
-    batch = np.zeros((4, 1), np.float32), []
+
+    def batch_of(step):
+        if made is not None:
+            made.append(step)
+        return np.zeros((4, 1), np.float32), []
+
     progress = None if said is None else lambda *counts: said.append(counts)
-    rate = find_rate(
-        loss or Valley(), state, {"w": Multipliers()}, lambda _: batch, recipe, tolerance, progress
-    )
+    rate = find_rate(loss or Valley(), state, {"w": Multipliers()}, batch_of, recipe, tolerance, progress)
     assert state.step == 0
     assert state.weights["w"] == 1
     return rate
@@ -49,3 +52,12 @@ def test_progress_ends_where_the_trials_do():
     said = []
     found(0.0, said=said)
     assert said[-1] == (2 * (STEPS + TESTED), len(CANDIDATES) * (STEPS + TESTED))
+
+
+@pytest.mark.parametrize(("room", "times"), [(2**20, 1), (5 * 16, 4), (0, 4)])
+def test_batches_are_kept_as_far_as_there_is_room(monkeypatch, room, times):
+    monkeypatch.setattr("onnxcompress.training.rates.KEPT", room)
+    made = []
+    assert found(0.002, made=made) == 5e-4
+    assert made.count(0) == (1 if room else times)
+    assert made.count(STEPS + TESTED - 1) == times

@@ -102,7 +102,7 @@ def test_the_old_name_of_a_solvers_type(tmp_path):
         ("base_lr: 0.1 type: 'AdaGrad'", "type AdaGrad is not supported"),
         ("base_lr: 0.1 lr_policy: 'sigmoid'", "'sigmoid' is not one of"),
         ("layer { }", "names no base_lr"),
-        ("base_lr: {", "not a solver.prototxt"),
+        ("base_lr: {", "solver.prototxt: truncated, or not a prototxt: line 1"),
         ("base_lr: 0.1 regularization_type: 'L1'", "only L2"),
         ("base_lr: 0.1 lr_policy: 'step'", "needs a stepsize"),
         ("base_lr: 0.1 lr_policy: 'inv' gamma: -1", "gamma: -1.0 is below 0"),

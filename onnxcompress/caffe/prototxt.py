@@ -1,0 +1,79 @@
+"""Prototxt files: read whatever their comments are written in, and parsed into Caffe's messages."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format
+
+from onnxcompress.errors import InputError
+
+OPEN = frozenset(
+    {"NetParameter", "LayerParameter", "V1LayerParameter", "V0LayerParameter", "SolverParameter"}
+)
+"""Messages of which most fields do not matter here: unknown ones are skipped."""
+
+IRRELEVANT = frozenset(
+    {"engine", "force_nd_im2col", "moving_average_fraction", "share_mode", "stable_prod_grad"}
+)
+"""Fields of the other messages by which nothing else is computed."""
+
+
+def read(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        InputError: when it cannot be read or is none.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the file: {error.strerror}") from None
+    if b"\0" in content:
+        raise InputError(f"{path}: not a text file; give the prototxt first, then the caffemodel")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")  # has every byte; what is not ASCII stands in comments and names
+
+
+def parse(text: str, message: Any) -> Any:
+    """Fill a message.
+
+    Raises:
+        InputError: when the text does not have its form, or a message that is not `OPEN` has a field
+            that Caffe's does not have.
+    """
+    try:
+        text_format.Parse(text, message, allow_unknown_field=True)
+        _check_fields(text, message.DESCRIPTOR)
+    except text_format.ParseError as error:
+        reason = str(error).rsplit("': ", 1)[-1]
+        raise InputError(f"truncated, or not a prototxt: line {error.GetLine()}: {reason}") from None
+    except RecursionError:
+        raise InputError("not a prototxt: its braces are nested too deeply") from None
+    return message
+
+
+def _check_fields(text: str, descriptor: Any) -> None:
+    """Look for fields that a message does not have, which the parser skips."""
+    tokens = text_format.Tokenizer(text.splitlines())
+    within = [("", descriptor)]
+    while not tokens.AtEnd():
+        name = tokens.token
+        tokens.NextToken()
+        if name in ("}", ">"):
+            within.pop()
+        if not re.fullmatch(r"[A-Za-z_]\w*", name) or tokens.token not in (":", "{", "<"):
+            continue
+        outer, message = within[-1]
+        field = None if message is None else message.fields_by_name.get(name)
+        if field is None and message is not None and message.name not in OPEN and name not in IRRELEVANT:
+            line = tokens.ParseErrorPreviousToken(name).GetLine()  # type: ignore[arg-type]
+            raise InputError(
+                f"line {line}: {outer} has no field '{name}' in Caffe; correct its name, or remove it if the "
+                "layer computes the same without it"
+            )
+        tokens.TryConsume(":")
+        if tokens.token in ("{", "<"):
+            within.append((name, None if field is None else field.message_type))
