@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from operator import mul
 from typing import Any
 
@@ -12,6 +12,11 @@ import onnx_ir as ir
 
 from onnxcompress.caffe.network import Layer, Network, shape_text, unique
 from onnxcompress.caffe.parameters import Parameter, Source
+from onnxcompress.caffe.schema import ParamSpec
+from onnxcompress.shapes import LAYERS
+
+FROZEN = 0.0, 0.0
+"""Multipliers of what is never trained."""
 
 BLOB_LIMIT = 2**31 - 1
 """Numbers in a blob, as in Caffe."""
@@ -43,6 +48,7 @@ class Graph:
         nodes: in the order of computation.
         initializers: by the identity of their arrays, which `shared` and the values keep alive.
         shared: parameters that a prototxt names, to share them between layers.
+        learning: parameters, with the multipliers to their rate and their decay, by their place in memory.
         value_names: taken already.
         node_names: taken already.
     """
@@ -53,6 +59,7 @@ class Graph:
     nodes: list[ir.Node] = field(default_factory=list)
     initializers: dict[int, ir.Value] = field(default_factory=dict)
     shared: dict[str, np.ndarray] = field(default_factory=dict)
+    learning: dict[int, tuple[np.ndarray, tuple[float, float]]] = field(default_factory=dict)
     value_names: set[str] = field(default_factory=set)
     node_names: set[str] = field(default_factory=set)
 
@@ -161,7 +168,21 @@ def parameters(graph: Graph, layer: Layer, *expected: Parameter) -> list[np.ndar
                     f"earlier layer and {shape_text(arrays[index].shape)} here; only equal ones can be shared"
                 )
             arrays[index] = owned
+    for array, spec in zip_longest(arrays, layer.message.param[: len(arrays)], fillvalue=ParamSpec()):
+        graph.learning.setdefault(array.ctypes.data, (array, (spec.lr_mult, spec.decay_mult)))
     return arrays
+
+
+def multipliers(graph: Graph, node: ir.Node) -> list[tuple[float, float]]:
+    """Those to the learning rate and the weight decay of what a node reads besides the first of its inputs.
+
+    Constants that are no parameters are frozen. A bias that a layer does not have, but may get when a
+    BatchNormalization is folded into it, learns as its weights do.
+    """
+    constants = [value.const_value for value in node.inputs[1:] if value is not None]
+    places = [tensor.numpy().ctypes.data for tensor in constants if tensor is not None]
+    found = [graph.learning[place][1] if place in graph.learning else FROZEN for place in places]
+    return found * 2 if len(found) == 1 and node.op_type in LAYERS else found
 
 
 def initializer(graph: Graph, name: str, array: np.ndarray) -> ir.Value:

@@ -8,13 +8,12 @@ import onnx_ir as ir
 
 from onnxcompress import preprocessing as prep
 from onnxcompress.caffe import prototxt as prototxt_file
-from onnxcompress.caffe.graph import start
+from onnxcompress.caffe.graph import multipliers, start
 from onnxcompress.caffe.layers import convert
 from onnxcompress.caffe.network import Network, normalise, unique
 from onnxcompress.caffe.parameters import Source, from_caffemodel, from_fillers
 from onnxcompress.caffe.schema import NetParameter
 from onnxcompress.errors import InputError
-from onnxcompress.shapes import LAYERS
 from onnxcompress.training.parameters import note_multipliers
 
 OLDEST_OPSET = 13
@@ -96,11 +95,9 @@ def _build(network: Network, source: Source, opset: int) -> ir.Model:
     graph = start(network, source)
     inputs = [graph.blobs[name].value for name in network.inputs]
     for layer in network.layers:
-        first = len(graph.nodes)
         convert(graph, layer)
-        for node in graph.nodes[first:]:
-            if node.op_type in LAYERS:
-                note_multipliers(node, [(each.lr_mult, each.decay_mult) for each in layer.message.param])
+    for node in graph.nodes:
+        note_multipliers(node, multipliers(graph, node))
     outputs = []
     for blob, name in network.outputs:
         value = graph.blobs[name].value

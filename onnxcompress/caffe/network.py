@@ -96,7 +96,8 @@ def normalise(net: Any) -> Network:
 
     The last value that a blob holds has the blob's name; earlier ones are called `blob/layer` after the layer
     that writes them. An input keeps the blob's name for itself. Dropout and Split layers vanish: their tops
-    are other names for their bottoms.
+    are other names for their bottoms. Outputs come in the order of their losses' weights, that of an
+    auxiliary classifier after that of the network, then in that of the layers.
 
     Raises:
         InputError: when the layers do not form a network.
@@ -107,6 +108,12 @@ def normalise(net: Any) -> Network:
         for message in messages
         if message.type in DATA_LAYERS | LOSS_LAYERS
         for blob in message.top
+    }
+    weights = {
+        blob: sum(message.loss_weight or [1.0])
+        for message in messages
+        if message.type in LOSS_LAYERS - {"Accuracy"}
+        for blob in message.bottom
     }
     messages = [message for message in messages if message.type not in DATA_LAYERS | LOSS_LAYERS]
     _check_names(messages)
@@ -151,9 +158,10 @@ def normalise(net: Any) -> Network:
     ]
     read = {version for _, bottoms, _ in computed for version in bottoms}
     inputs = {names[version]: shape for version, shape in shapes.items() if version in read}
+    ends = sorted(unread, key=lambda blob: weights.get(blob, 1.0), reverse=True)
     outputs = [
         (names[version] if blob in inputs else blob, names[version])
-        for blob, version in ((blob, current[blob]) for blob in unread)
+        for blob, version in ((blob, current[blob]) for blob in ends)
         if version not in shapes
     ]
     if not outputs:
@@ -204,6 +212,7 @@ def _modern_layer(old: Any) -> Any:
         include=old.include,
         exclude=old.exclude,
         param=_params(old),
+        loss_weight=old.loss_weight,
     )
     for field, value in old.ListFields():
         if field.name.endswith("_param"):

@@ -68,6 +68,7 @@ LayerParameter
     type 2 string
     bottom 3 string*
     top 4 string*
+    loss_weight 5 float*
     param 6 ParamSpec*
     blobs 7 BlobProto*
     include 8 NetStateRule*
@@ -118,6 +119,7 @@ THRESHOLD=31 DUMMY_DATA=32 SLICE=33 MVN=34 ABSVAL=35 SILENCE=36 CONTRASTIVE_LOSS
     slice_param 31 SliceParameter
     include 32 NetStateRule*
     exclude 33 NetStateRule*
+    loss_weight 35 float*
     softmax_param 39 SoftmaxParameter
     param 1001 string*
 V0LayerParameter
@@ -277,6 +279,6 @@ def _message_classes(*names: str) -> list[Any]:
     return [message_factory.GetMessageClass(pool.FindMessageTypeByName(f"caffe.{name}")) for name in names]
 
 
-NetParameter, LayerParameter, FillerParameter, SolverParameter = _message_classes(
-    "NetParameter", "LayerParameter", "FillerParameter", "SolverParameter"
+NetParameter, LayerParameter, ParamSpec, FillerParameter, SolverParameter = _message_classes(
+    "NetParameter", "LayerParameter", "ParamSpec", "FillerParameter", "SolverParameter"
 )

@@ -1,7 +1,7 @@
 """Which weights are trained, and how fast each."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -12,6 +12,8 @@ from onnxcompress.shapes import LAYERS
 from onnxcompress.weights import weights_of
 
 NORMS = frozenset({"BatchNormalization", "LayerNormalization"})
+
+BY_CHANNEL = frozenset({"Add", "Mul", "PRelu"})
 
 STATISTICS = (3, 4)
 """Inputs of BatchNormalization that stay frozen."""
@@ -31,26 +33,33 @@ class Multipliers:
 
 
 METADATA_KEY = "onnxcompress.multipliers"
-"""Of nodes: JSON, a pair of rate and decay for the weights and one for the biases."""
+"""Of nodes: JSON, a pair of rate and decay for each input from the second on, as weights and biases are."""
 
 BIAS = Multipliers(rate=2.0, decay=0.0)
 """Of biases, by the custom of Caffe's networks."""
 
 
 def note_multipliers(node: ir.Node, multipliers: list[tuple[float, float]]) -> None:
-    """Keep the multipliers of a layer's weights and biases with it, where they are not the usual ones."""
-    usual = [(1.0, 1.0), (BIAS.rate, BIAS.decay)]
-    if multipliers and multipliers != usual[: len(multipliers)]:
+    """Keep those of a node's inputs from the second on with it, where they are not the usual ones."""
+    if node.op_type not in LAYERS | NORMS | BY_CHANNEL:
+        return
+    usual = [astuple(_usual(node, index)) for index in range(1, 1 + len(multipliers))]
+    if multipliers != usual:
         node.metadata_props[METADATA_KEY] = json.dumps(multipliers)
 
 
-def _noted(node: ir.Node, index: int) -> Multipliers:
-    """Those of an input of a layer."""
-    usual = BIAS if index == 2 else Multipliers()
+def _usual(node: ir.Node, index: int) -> Multipliers:
+    if node.op_type == "Add" or index == 2:
+        return BIAS
+    return Multipliers() if node.op_type in LAYERS else Multipliers(decay=0.0)
+
+
+def _multipliers(node: ir.Node, index: int) -> Multipliers:
+    """Those of an input of a node: as they were noted, else the usual ones."""
     try:
         return Multipliers(*map(float, json.loads(node.metadata_props[METADATA_KEY])[index - 1]))
     except (KeyError, IndexError, ValueError, TypeError):
-        return usual
+        return _usual(node, index)
 
 
 def trainable(model: ir.Model) -> dict[str, Multipliers]:
@@ -67,17 +76,13 @@ def trainable(model: ir.Model) -> dict[str, Multipliers]:
     for node in model.graph:
         for index, value in enumerate(node.inputs):
             array = weights_of(value)
-            if value is None or array is None or array.dtype.kind != "f" or array.size < 2:
+            if value is None or array is None or array.dtype.kind != "f":
                 continue
             name = str(value.name)
             if _is_fixed(node, index):
                 fixed.add(name)
-            elif node.op_type in LAYERS:
-                found.setdefault(name, _noted(node, index))
-            elif node.op_type in NORMS or (node.op_type in ("Add", "Mul", "PRelu") and _by_channel(array)):
-                found.setdefault(
-                    name, BIAS if node.op_type == "Add" or index == 2 else Multipliers(decay=0.0)
-                )
+            elif node.op_type in LAYERS | NORMS or (node.op_type in BY_CHANNEL and _by_channel(node, array)):
+                found.setdefault(name, _multipliers(node, index))
     trained = {name: each for name, each in found.items() if name not in fixed}
     if not trained:
         raise InputError("the network has no weights that could be trained")
@@ -88,8 +93,13 @@ def trainable(model: ir.Model) -> dict[str, Multipliers]:
     return trained
 
 
-def _by_channel(array: np.ndarray) -> bool:
-    """Whether an operand has a number for each channel: masks, grids and the like are no weights."""
+def _by_channel(node: ir.Node, array: np.ndarray) -> bool:
+    """Whether an operand has a number for each channel: masks, grids and the like are no weights.
+
+    A single number is one for all of them if it is a slope; else it is a constant.
+    """
+    if array.size == 1:
+        return node.op_type == "PRelu"
     return array.size == max(array.shape) and bool(np.isfinite(array).all())
 
 

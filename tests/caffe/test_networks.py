@@ -203,6 +203,15 @@ def test_layers_for_training_are_dropped():
     assert outputs_of(model) == ["scores"]
 
 
+def test_auxiliary_classifiers_come_last():
+    text = DATA + "".join(
+        layer("ReLU", tops=(name,))
+        + layer("SoftmaxWithLoss", weight, bottoms=(name, "label"), tops=(name * 2,))
+        for name, weight in [("aux", "loss_weight: 0.3"), ("main", ""), ("late", "loss_weight: 0.5")]
+    )
+    assert outputs_of(import_caffe_text(text)) == ["main", "late", "aux"]
+
+
 def test_stages_of_the_prototxt_decide():
     text = (
         DATA

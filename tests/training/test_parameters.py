@@ -1,4 +1,5 @@
 import onnx_ir as ir
+import pytest
 
 import onnxcompress as oc
 from onnxcompress.caffe import import_caffe_text
@@ -9,7 +10,10 @@ from tests.training.small import PROTOTXT, network
 
 
 def test_biases_learn_twice_as_fast_and_do_not_decay():
-    found = trainable(simplify(network()))
+    model = simplify(network())
+    for node in model.graph:
+        node.metadata_props.clear()
+    found = trainable(model)
     assert {name: each for name, each in found.items() if name.endswith("bias")} == dict.fromkeys(
         ["conv1.bias", "conv2.bias", "fc.bias"], BIAS
     )
@@ -25,7 +29,34 @@ def test_multipliers_of_a_prototxt_stay_with_the_network(tmp_path):
     found = trainable(simplify(oc.load(tmp_path / "model.onnx")))
     assert found["conv2.weight"] == Multipliers(0, 1)
     assert found["conv2.bias"] == Multipliers(3, 0.5)
-    assert found["conv1.bias"] == BIAS
+    assert found["conv1.weight"] == found["conv1.bias"] == Multipliers()
+
+
+FROZEN = "param { lr_mult: 0 } param { lr_mult: 0 }"
+SCALED = """
+input: "data" input_shape { dim: 1 dim: 1 dim: 4 dim: 4 }
+layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" param { lr_mult: 0 }
+        convolution_param { num_output: 3 kernel_size: 3 bias_term: false } }
+layer { name: "bn" type: "BatchNorm" bottom: "conv" top: "conv" }
+layer { name: "scale" type: "Scale" bottom: "conv" top: "conv" FROZEN scale_param { bias_term: true } }
+layer { name: "slope" type: "PReLU" bottom: "conv" top: "conv" FROZEN prelu_param { channel_shared: SHARED } }
+layer { name: "again" type: "Scale" bottom: "conv" top: "conv" FROZEN scale_param { filler { value: 2 } } }
+layer { name: "bias" type: "Bias" bottom: "conv" top: "conv" FROZEN bias_param { filler { value: 3 } } }
+layer { name: "power" type: "Power" bottom: "conv" top: "conv" power_param { scale: 2 } }
+layer { name: "alone" type: "BatchNorm" bottom: "conv" top: "alone" }
+layer { name: "fc" type: "InnerProduct" bottom: "alone" top: "fc" inner_product_param { num_output: 2 } }
+"""
+
+
+@pytest.mark.parametrize("simplified", [False, True])
+@pytest.mark.parametrize("shared", ["true", "false"])
+def test_parameters_of_every_kind_can_be_frozen(simplified, shared):
+    text = SCALED.replace("SHARED", shared)
+    for change, learning in ((FROZEN, {"fc"}), ("", {"bn", "slope", "again", "bias", "fc"})):
+        model = import_caffe_text(text.replace("FROZEN", change), seed=0)
+        found = trainable(simplify(model) if simplified else model)
+        learning = learning - ({"bn"} if simplified else set())  # its scale is the frozen convolution's
+        assert {name.split(".")[0] for name, each in found.items() if each.rate} == learning
 
 
 def test_multipliers_of_the_old_form():
