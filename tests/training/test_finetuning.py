@@ -16,7 +16,7 @@ from onnxcompress.data import Data
 from onnxcompress.training.finetuning import finetune
 from onnxcompress.training.trainer import Recipe
 from tests import onnx_text
-from tests.training.small import PROTOTXT, network, samples
+from tests.training.small import FROZEN, PROTOTXT, learning, network, samples
 
 RECIPE = Recipe(rate=0.02, batch=16)
 
@@ -233,9 +233,7 @@ def test_a_teacher_of_any_fixed_batch_size(trained, size):
 
 
 def test_frozen_weights_do_not_count_for_clipping():
-    text = PROTOTXT.replace(
-        'top: "conv2" conv', 'top: "conv2" param { lr_mult: 0 } param { lr_mult: 0 } conv'
-    )
+    text = learning(FROZEN, "conv2")
     recipe = Recipe(optimizer="sgd", rate=0.1, batch=16, clip_gradients=1e-3)
     before = import_caffe_text(text, seed=0)
     after = finetune(before, samples(16), labels=True, steps=1, recipe=recipe, crop=False).model
@@ -247,9 +245,7 @@ def test_frozen_weights_do_not_count_for_clipping():
 
 
 def test_a_frozen_layer_stays_frozen_when_it_is_factored():
-    text = PROTOTXT.replace(
-        'top: "conv2" conv', 'top: "conv2" param { lr_mult: 0 } param { lr_mult: 0 } conv'
-    )
+    text = learning(FROZEN, "conv2")
     factored = oc.decompose(import_caffe_text(text, seed=0), rank="fraction:0.5").model
     after = weights(finetune(factored, samples(16), labels=True, steps=1, recipe=RECIPE).model)
     frozen = {name: array for name, array in weights(factored).items() if name.startswith("conv2")}
@@ -259,16 +255,13 @@ def test_a_frozen_layer_stays_frozen_when_it_is_factored():
 
 
 def test_a_network_of_frozen_layers_only_is_refused():
-    frozen = " param { lr_mult: 0 } param { lr_mult: 0 }"
-    text = PROTOTXT
-    for top, kind in (("conv1", "conv"), ("conv2", "conv"), ("fc", "inner")):
-        text = text.replace(f'top: "{top}" {kind}', f'top: "{top}"{frozen} {kind}')
+    text = learning(FROZEN, "conv1", "conv2", "fc")
     with pytest.raises(oc.InputError, match="all weights are frozen"):
         finetune(import_caffe_text(text, seed=0), samples(32), labels=True, recipe=RECIPE)
 
 
 def test_a_head_that_was_frozen_learns_where_it_is_new():
-    text = PROTOTXT.replace('top: "fc" inner', 'top: "fc" param { lr_mult: 0 } param { lr_mult: 0 } inner')
+    text = learning(FROZEN, "fc")
     result = finetune(import_caffe_text(text), samples(256), labels=True, new_head=4, epochs=4, recipe=RECIPE)
     assert result.curve[-1].loss < 1
 

@@ -6,14 +6,11 @@ from onnxcompress.caffe import import_caffe_text
 from onnxcompress.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.model import simplify
 from onnxcompress.training.parameters import BIAS, Multipliers, trainable
-from tests.training.small import PROTOTXT, network
+from tests.training.small import FROZEN, learning, network
 
 
 def test_biases_learn_twice_as_fast_and_do_not_decay():
-    model = simplify(network())
-    for node in model.graph:
-        node.metadata_props.clear()
-    found = trainable(model)
+    found = trainable(simplify(network()))
     assert {name: each for name, each in found.items() if name.endswith("bias")} == dict.fromkeys(
         ["conv1.bias", "conv2.bias", "fc.bias"], BIAS
     )
@@ -21,18 +18,16 @@ def test_biases_learn_twice_as_fast_and_do_not_decay():
 
 
 def test_multipliers_of_a_prototxt_stay_with_the_network(tmp_path):
-    text = PROTOTXT.replace(
-        'top: "conv2" convolution_param',
-        'top: "conv2" param { lr_mult: 0 } param { lr_mult: 3 decay_mult: 0.5 } convolution_param',
-    )
+    text = learning("param { lr_mult: 0 } param { lr_mult: 3 decay_mult: 0.5 }", "conv2")
     oc.save(import_caffe_text(text, seed=0), tmp_path / "model.onnx")
     found = trainable(simplify(oc.load(tmp_path / "model.onnx")))
     assert found["conv2.weight"] == Multipliers(0, 1)
     assert found["conv2.bias"] == Multipliers(3, 0.5)
+    assert found["conv1.bias"] == BIAS
+    found = trainable(import_caffe_text(learning("", "conv1"), seed=0))
     assert found["conv1.weight"] == found["conv1.bias"] == Multipliers()
 
 
-FROZEN = "param { lr_mult: 0 } param { lr_mult: 0 }"
 SCALED = """
 input: "data" input_shape { dim: 1 dim: 1 dim: 4 dim: 4 }
 layer { name: "conv" type: "Convolution" bottom: "data" top: "conv" param { lr_mult: 0 }
@@ -52,11 +47,11 @@ layer { name: "fc" type: "InnerProduct" bottom: "alone" top: "fc" inner_product_
 @pytest.mark.parametrize("shared", ["true", "false"])
 def test_parameters_of_every_kind_can_be_frozen(simplified, shared):
     text = SCALED.replace("SHARED", shared)
-    for change, learning in ((FROZEN, {"fc"}), ("", {"bn", "slope", "again", "bias", "fc"})):
+    for change, trained in ((FROZEN, {"fc"}), ("", {"bn", "slope", "again", "bias", "fc"})):
         model = import_caffe_text(text.replace("FROZEN", change), seed=0)
         found = trainable(simplify(model) if simplified else model)
-        learning = learning - ({"bn"} if simplified else set())  # its scale is the frozen convolution's
-        assert {name.split(".")[0] for name, each in found.items() if each.rate} == learning
+        trained = trained - ({"bn"} if simplified else set())  # its scale is the frozen convolution's
+        assert {name.split(".")[0] for name, each in found.items() if each.rate} == trained
 
 
 def test_multipliers_of_the_old_form():
