@@ -31,7 +31,7 @@ from onnxcompress.measure.closeness import closeness
 from onnxcompress.measure.cost import cost
 from onnxcompress.model import load, simplify
 from onnxcompress.pipeline import carry_out, measured, train
-from onnxcompress.plan import Plan, read_plan
+from onnxcompress.plan import Plan, members, read_plan
 from onnxcompress.planning.search import KINDS, Planner, parse_target
 from onnxcompress.planning.survey import survey
 from onnxcompress.progress import Progress
@@ -272,7 +272,8 @@ def tradeoff(
     for share in sorted(shares, reverse=True):
         result = _planned(original, planner, share, progress)
         assert result.fitted is not None
-        points.append(Point(share, result.stages[-1].cost.macs, result.stages[-1].cost.params, result.fitted))
+        found = result.stages[-1].cost
+        points.append(Point(share, found.macs, found.params, result.fitted, result.shortfall))
     return points
 
 
@@ -394,9 +395,25 @@ def _planned(original: ir.Model, planner: Planner, share: float, progress: Progr
     shortfall = ""
     if planned.share > share:
         shortfall = (
-            f"{planned.share:.3f} of the {planner.kind} are left, not {share:.3f}: nothing else can go"
+            f"{planned.share:.3f} of the {planner.kind} are left, not {share:.3f}: no more was found to go"
         )
-    return replace(result, unknown=survey.graph.unknown, fitted=fitted, shortfall=shortfall)
+    plan = replace(result.plan, kept=_reasons(planner, planned.plan))
+    return replace(result, plan=plan, unknown=survey.graph.unknown, fitted=fitted, shortfall=shortfall)
+
+
+def _reasons(planner: Planner, plan: Plan) -> dict[str, str]:
+    """Why layers that keep all their filters cannot lose any, by layer."""
+    graph = planner.survey.graph
+    reasons = reasons_to_keep(graph, planner.skip)
+    for group in graph.groups:
+        if why := next((planner.unseen[each] for each in group.sets.tolist() if each in planner.unseen), ""):
+            reasons |= dict.fromkeys(group.layers, why)
+    return {
+        layer: reason
+        for name, reason in reasons.items()
+        for layer in members(name)
+        if layer not in plan.prune
+    }
 
 
 def _keeping(original: ir.Model, planner: Planner, wanted: float, progress: Progress | None) -> Compressed:

@@ -144,6 +144,7 @@ def set_weights(layer: FactorLayer, weight: NDArray, bias: NDArray | None) -> No
 def _store(value: ir.Value, array: NDArray) -> None:
     assert value.dtype is not None
     value.const_value = ir.tensor(np.ascontiguousarray(array, value.dtype.numpy()), name=value.name)
+    value.shape = ir.Shape(array.shape)
 
 
 def factor_layers(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> list[FactorLayer]:

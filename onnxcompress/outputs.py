@@ -35,8 +35,8 @@ def scores_of(model: ir.Model) -> ir.Value:
             value = node.inputs[0]
         return output
     raise InputError(
-        "no output of the network is (N, classes): there are no class scores; only training after what a "
-        "teacher's layers give (--teacher with --plan) does without them"
+        "no output of the network is (N, classes): there are no class scores, which Taylor importance and "
+        "training need, but for training after a teacher's layers (--teacher with --plan)"
     )
 
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from onnxcompress.calibration.given import Calibration
+from onnxcompress.calibration.patches import obstacle
 from onnxcompress.calibration.samples import Parts
 from onnxcompress.errors import InputError
 from onnxcompress.factoring.surgery import check_ranks, factor
+from onnxcompress.layers import factor_layers
 from onnxcompress.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.measure.closeness import closeness
 from onnxcompress.measure.cost import cost
@@ -17,6 +19,7 @@ from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.recovery.least_squares import refit
 from onnxcompress.recovery.training import Training, in_words, trained
 from onnxcompress.results import Compressed, Fitted, Stage
+from onnxcompress.shapes import concrete_shapes
 from onnxcompress.siblings import among, joined, parted, stacked
 
 
@@ -28,13 +31,14 @@ def carry_out(
     Args:
         original: the network as it came.
         network: the simplified one that the plan is for.
-        plan: what to do.
+        plan: what to do; it may say of training that was, which is not done again.
         parts: the samples.
         progress: called with (what is done, steps done, steps in all).
 
     Raises:
         InputError: when the plan does not fit the network.
     """
+    plan = replace(plan, trained={})
     stages = [Stage("original", original, cost(original))]
     if unknown := set(plan.rewrite) - set(lrn_nodes(network)):
         raise InputError(f"rewrite: there is no LRN node '{min(unknown)}'")
@@ -45,18 +49,21 @@ def carry_out(
         network = remove_filters(network, filters)
     if plan.prune or plan.rewrite:
         network = rewrite_lrn(network, plan.rewrite)
-    factors = {}
+    factors, unfitted = {}, dict[str, str]()
     if parts is not None and (plan.prune or plan.decompose):
         check_ranks(network, plan.decompose)
         steps = steps_of(progress, "fitting weights")
         network, fits = refit(given, network, filters, plan.decompose, parts.fit, parts.choose, steps)
         factors = {name: fit.factors for name, fit in fits.items() if fit.factors is not None}
+        layers = factor_layers(network, concrete_shapes(network))
+        unfitted = {layer.name: why for layer in layers if (why := obstacle(layer))}
     if plan.prune or plan.rewrite:
         stages.append(_stage("pruned" if plan.prune else "rewritten", parted(network, together)))
     if plan.decompose:
         network = factor(network, plan.decompose, factors)
         stages.append(_stage("decomposed", parted(network, together)))
-    return Compressed(tuple(stages), plan, fitted=measured(original, stages[-1].model, parts))
+    fitted = measured(original, stages[-1].model, parts)
+    return Compressed(tuple(stages), plan, fitted=fitted and replace(fitted, unfitted=unfitted))
 
 
 def _stage(name: str, network: ir.Model) -> Stage:

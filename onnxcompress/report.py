@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich import box
 from rich.table import Table
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from onnxcompress.training.finetuning import Finetuned
     from onnxcompress.training.runs import Epoch
 
+
+Reason = TypeVar("Reason")
 
 FEW = 100
 """Samples below which figures are to be taken with caution."""
@@ -175,6 +177,9 @@ def fitted_lines(fitted: Fitted) -> list[str]:
         f"weights fitted to {fitted.fit} samples, choices made on {fitted.choose} others, measured on "
         f"{fitted.report} that neither saw: {_closeness(fitted)}"
     ]
+    lines += [
+        f"not fitted: {', '.join(layers)}: {why}" for why, layers in _by_reason(fitted.unfitted).items()
+    ]
     total = fitted.fit + fitted.choose + fitted.report
     if total < FEW:
         lines.append(
@@ -201,6 +206,7 @@ def fitted_json(fitted: Fitted) -> dict[str, Any]:
         "samples": {"fit": fitted.fit, "choose": fitted.choose, "report": fitted.report},
         "agreement": fitted.closeness.agreement,
         "damage": fitted.closeness.damage,
+        "unfitted": dict(fitted.unfitted),
         "expected_damage": fitted.expected_damage,
     }
 
@@ -229,7 +235,13 @@ def tradeoff_json(points: Sequence[Point]) -> dict[str, Any]:
     """The same for programs."""
     return {
         "points": [
-            {"share": point.share, "params": point.params, "macs": point.macs, **fitted_json(point.fitted)}
+            {
+                "share": point.share,
+                "params": point.params,
+                "macs": point.macs,
+                "shortfall": point.shortfall,
+                **fitted_json(point.fitted),
+            }
             for point in points
         ]
     }
@@ -282,11 +294,11 @@ def layers_json(result: Compressed) -> list[dict[str, Any]]:
 def kept_lines(result: Compressed) -> list[str]:
     """Layers left alone, or only factored, by reason, and the operators that the pruner does not know."""
     factored = {layer for name in result.plan.decompose for layer in members(name)}
-    by_reason: dict[tuple[str, str], list[str]] = {}
-    for layer, reason in result.plan.kept.items():
-        what = "keeps its filters" if layer in factored else "left as it is"
-        by_reason.setdefault((what, reason), []).append(layer)
-    lines = [f"{what}: {', '.join(layers)}: {reason}" for (what, reason), layers in by_reason.items()]
+    whole = {
+        layer: ("keeps its filters" if layer in factored else "left as it is", reason)
+        for layer, reason in result.plan.kept.items()
+    }
+    lines = [f"{what}: {', '.join(layers)}: {reason}" for (what, reason), layers in _by_reason(whole).items()]
     operators = sorted(set(result.unknown.values()))
     if operators:
         nodes = ", ".join(list(result.unknown)[:5])
@@ -294,6 +306,14 @@ def kept_lines(result: Compressed) -> list[str]:
             f"no pruning rule for {', '.join(operators)} (nodes {nodes}): what reaches them is kept whole"
         )
     return lines
+
+
+def _by_reason(reasons: Mapping[str, Reason]) -> dict[Reason, list[str]]:
+    """Layers that have the same reason."""
+    found: dict[Reason, list[str]] = {}
+    for layer, reason in reasons.items():
+        found.setdefault(reason, []).append(layer)
+    return found
 
 
 def compressed_json(result: Compressed) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What the verbs give back."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -36,6 +37,7 @@ class Fitted:
         choose: number of those that ranks and filters were chosen by.
         report: number of those that nothing was, on which `closeness` was measured.
         closeness: of the result to the original.
+        unfitted: layers whose weights could not be fitted, with the reason.
         expected_damage: of the plan, before the repair, as `Closeness.damage`; None without a target.
     """
 
@@ -43,6 +45,7 @@ class Fitted:
     choose: int
     report: int
     closeness: Closeness
+    unfitted: Mapping[str, str] = field(default_factory=dict)
     expected_damage: float | None = None
 
 
@@ -54,12 +57,14 @@ class Point:
         share: of the original's cost that was asked for.
         macs, params: that it has.
         fitted: what was measured of it.
+        shortfall: what was asked for and could not be done; empty when all was.
     """
 
     share: float
     macs: int
     params: int
     fitted: Fitted
+    shortfall: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from models.digits_data import load_digits_parts
 from onnxcompress.calibration.samples import Samples
 from onnxcompress.cli import app
 from onnxcompress.measure.closeness import closeness
+from onnxcompress.model import simplify
 from tests.onnx_text import network
 from tests.training import small as quarters
 
@@ -195,7 +196,7 @@ def test_what_cannot_be_done_is_said_in_a_line(options, message, digits, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("operator", "shortfall"), [("Relu (x)", ""), ("Conv <group = 3> (x, w)", "nothing else can go")]
+    ("operator", "shortfall"), [("Relu (x)", ""), ("Conv <group = 3> (x, w)", "no more was found to go")]
 )
 def test_a_network_with_nothing_to_choose_stays_as_it_is(operator, shortfall):
     weights = {"w": np.ones((3, 1, 1, 1), np.float32)} if "w" in operator else {}
@@ -204,3 +205,53 @@ def test_a_network_with_nothing_to_choose_stays_as_it_is(operator, shortfall):
     result = oc.compress(model, data=oc.Calibration([{"x": x}]), target="macs=0.5")
     assert result.model is model
     assert shortfall in result.shortfall
+
+
+HEADS = """g (float[N, 3, 8, 8] x) => (float[N, 2, 8, 8] y, float[N, 2, 4, 4] z, float[N, 5, 8, 8] v) {
+  s = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, stem)  a = Relu (s)
+  t = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]> (x, other)  b = Relu (t)
+  y = Conv (a, head)  z = Conv (b, head)  v = Conv (a, own)
+}"""
+
+
+@pytest.fixture(scope="module")
+def heads() -> tuple[ir.Model, np.ndarray]:
+    """Two levels with a head that they share; one of them has another reader, too."""
+    random = np.random.default_rng(0)
+    shapes = {"stem": (16, 3, 3, 3), "other": (16, 3, 3, 3), "head": (2, 16, 1, 1), "own": (5, 16, 1, 1)}
+    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return network(HEADS, weights), random.standard_normal((40, 3, 8, 8)).astype(np.float32)
+
+
+def test_what_an_unfitted_layer_reads_keeps_its_channels(heads, tmp_path):
+    model, x = heads
+    result = oc.compress(model, data=oc.Calibration([{"x": x}]), target="macs=0.6")
+    assert not result.plan.prune
+    stem, other, head, _, _ = [node.name for node in simplify(model).graph if node.op_type == "Conv"]
+    assert result.plan.kept[stem] == result.plan.kept[other] == f"read by '{head}': its weights are shared"
+    assert result.fitted.unfitted[head] == "its weights are shared"
+    oc.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", x=x)
+    given = [tmp_path / "model.onnx", "--data", tmp_path / "data.npz", "-o"]
+    code, printed = command("compress", *given, tmp_path / "out.onnx", "--target", "macs=0.6")
+    assert "its weights are shared" in printed
+    code, printed = command("tradeoff", *given, tmp_path / "curve.json", "--shares", "0.9,0.01")
+    assert code == 1
+    assert "of the macs are left, not 0.010" in printed
+    assert "not 0.010" in json.loads((tmp_path / "curve.json").read_text())["points"][1]["shortfall"]
+
+
+def test_a_bias_of_one_number_is_fitted(tmp_path):
+    random = np.random.default_rng(0)
+    shapes = {"w": (6, 4, 3, 3), "v": (216, 5), "b": (1,)}
+    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    model = network(
+        """g (float[N, 4, 6, 6] x) => (float[N, 5] y) {
+          c = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w)  r = Relu (c)  f = Flatten (r)
+          y = Gemm (f, v, b) }""",
+        weights,
+    )
+    x = random.standard_normal((40, 4, 6, 6)).astype(np.float32)
+    result = oc.prune(model, data=oc.Calibration([{"x": x}]), ratio=0.3)
+    oc.save(result.model, tmp_path / "out.onnx")
+    assert len(result.stages) == 2

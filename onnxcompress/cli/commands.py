@@ -432,7 +432,7 @@ def tradeoff(
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
-) -> None:
+) -> int:
     """Show how much is lost at which cost.
 
     Builds a network for each share, as 'compress --target' would, and measures it on samples that nothing was
@@ -462,7 +462,11 @@ def tradeoff(
     write_text(output, json.dumps(content, indent=1) + "\n")
     if plot is not None:
         plots.tradeoff(points, kind, plot)
-    show(content, [report.tradeoff_table(points)], as_json, quiet)
+    short = [f"short of what was asked: {point.shortfall}" for point in points if point.shortfall]
+    if short and quiet and not as_json:
+        stderr.print(*short, sep="\n")
+    show(content, [report.tradeoff_table(points), *short], as_json, quiet)
+    return SHORT if short else DONE
 
 
 @command("finetune")

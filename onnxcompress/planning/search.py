@@ -22,7 +22,7 @@ from onnxcompress.planning.budget import Decision, Problem, decide, expected_dam
 from onnxcompress.planning.choices import Options, choices, possible
 from onnxcompress.planning.survey import Change, Survey, changed, factored, halved, measured_damage
 from onnxcompress.progress import Progress, steps_of
-from onnxcompress.pruning.elimination import readers, repaired
+from onnxcompress.pruning.elimination import readers, repaired, unseen
 from onnxcompress.pruning.selection import is_convolutional, skipped
 from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.shapes import concrete_shapes
@@ -102,9 +102,11 @@ class Planner:
     Attributes:
         survey: of the network.
         kind: of cost.
+        skip: patterns of layers that stay as they are.
         choices: that there are, with the damage that is expected of them before any is measured.
         measured: damage of choices, by how many channels a group loses, or by the number of a layer's option.
             Groups that the same layers read share what they do together.
+        unseen: channel sets that stay because not all that reads them is known, with the reason.
         done: what was measured.
     """
 
@@ -129,7 +131,7 @@ class Planner:
             skip: glob patterns of layers to leave as they are.
             progress: called with (what is done, steps done, steps in all).
         """
-        self.survey, self.kind, self.progress = survey, kind, progress
+        self.survey, self.kind, self.skip, self.progress = survey, kind, tuple(skip), progress
         self.measured = defaultdict(dict)
         self.done = {}
         self.rewrite = list(rewrite)
@@ -138,18 +140,20 @@ class Planner:
         options = self._options()
         sensitivity = self._sensitivity(options)
         self.readers = readers(survey.graph, layers, survey.moments, sensitivity)
+        self.unseen = unseen(survey.graph, layers, survey.moments)
         groups = survey.graph.groups if is_convolutional(survey.network, survey.graph) else []
+        groups = [group for group in groups if not np.isin(group.sets, list(self.unseen)).any()]
         own = sum(self._cost(layer) for layer in layers if layer.shape)
         self.choices = choices(
             survey.graph,
-            [group for group in groups if not skipped(group, tuple(skip))],
+            [group for group in groups if not skipped(group, self.skip)],
             layers,
             options,
             self.readers,
             sensitivity,
             kind=kind,
             fixed=self.total - own,
-            skip=skip,
+            skip=self.skip,
         )
         # All but one as well: by its first quarter a block that nothing gets past would seem cheap.
         for share in (0.25, 1.0):

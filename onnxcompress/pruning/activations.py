@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnxcompress.calibration.statistics import Moments
 from onnxcompress.layers import FactorLayer
 from onnxcompress.pruning.channels import ChannelGraph
-from onnxcompress.pruning.elimination import clusters, eliminate, readers
+from onnxcompress.pruning.elimination import clusters, eliminate, readers, unseen
 from onnxcompress.pruning.importance import set_scores
 
 Array = NDArray[np.float64]
@@ -57,8 +57,10 @@ def reconstruction(
     }
     reading = readers(graph, layers, moments, {name: 1 / v for name, v in variance.items() if v > 0})
     scores = np.full(int(graph.set_of.max(initial=-1)) + 1, np.nan)
-    for cluster in clusters(graph.groups, reading):
-        for found in eliminate([graph.groups[index] for index in cluster], reading):
+    unknown = list(unseen(graph, layers, moments))
+    groups = [group for group in graph.groups if not np.isin(group.sets, unknown).any()]
+    for cluster in clusters(groups, reading):
+        for found in eliminate([groups[index] for index in cluster], reading):
             # The last one is never removed.
             scores[found.order] = np.append(found.damage[1:], np.inf)
     return scores
@@ -67,7 +69,7 @@ def reconstruction(
 def data_scores(
     name: str, graph: ChannelGraph, layers: Sequence[FactorLayer], moments: Mapping[str, Moments]
 ) -> Array:
-    """Scores of all channel sets by a criterion; by l2 where no reader that is known sees them."""
+    """Scores of all channel sets by a criterion; by l2 where it cannot tell."""
     scores = DATA_CRITERIA[name](graph, layers, moments)
     unknown = np.isnan(scores)
     scores[unknown] = set_scores(graph, "l2", 0)[unknown]

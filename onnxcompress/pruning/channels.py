@@ -176,7 +176,7 @@ class ChannelGraph:
 
     def fixed(self, value: ir.Value | None) -> str:
         """Why a value has no channels that could be cut."""
-        reason = "its channels are fixed"
+        reason = "fixed channels"
         return self._fixed.get(value, reason) if value is not None else reason
 
     def start(self, count: int) -> Atoms:

@@ -12,12 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from onnxcompress.calibration.patches import obstacle
 from onnxcompress.calibration.statistics import Moments
 from onnxcompress.factoring.fitted import regular
 from onnxcompress.layers import FactorLayer
 from onnxcompress.pruning.channels import ChannelGraph, Group
+from onnxcompress.shapes import LAYERS
 
 Array = NDArray[np.float64]
+
+MIXING = LAYERS | {"Einsum", "GRU", "LSTM", "RNN"}
+"""Operators whose weights mix the channels that they read."""
 
 STEPS = 40
 """In which a group is eliminated: larger groups lose several channel sets at a time."""
@@ -84,6 +89,31 @@ def readers(
         weight = layer.weight.reshape(layer.groups, layer.sides[0], -1)
         for part, each in enumerate(zip(weight, moments[layer.name].covariance, sets, strict=True)):
             found.append(Reader(layer, part, *each, sensitivity.get(layer.name, 0.0)))
+    return found
+
+
+def unseen(
+    graph: ChannelGraph, layers: Sequence[FactorLayer], moments: Mapping[str, Moments]
+) -> dict[int, str]:
+    """Channel sets whose loss cannot be told, with the reason: not all that reads them is known.
+
+    Args:
+        graph: of the network.
+        layers: of it.
+        moments: by layer.
+    """
+    known = {layer.node for layer in layers if layer.name in moments or layer.kind == "depthwise"}
+    obstacles = {layer.node: obstacle(layer) for layer in layers}
+    own = {layer.node: layer.atoms for layer in graph.layers}
+    found: dict[int, str] = {}
+    for entry in graph.parameters:
+        node = entry.node
+        if node.op_type not in MIXING or node in known or entry.parameter not in node.inputs[:2]:
+            continue
+        if not np.isin(entry.atoms, own.get(node, ())).all():
+            why = obstacles.get(node) or f"nothing is fitted to what {node.op_type} reads"
+            for each in np.unique(graph.set_of[entry.atoms]).tolist():
+                found.setdefault(each, f"read by '{node.name}': {why}")
     return found
 
 
