@@ -255,3 +255,39 @@ def test_a_bias_of_one_number_is_fitted(tmp_path):
     result = oc.prune(model, data=oc.Calibration([{"x": x}]), ratio=0.3)
     oc.save(result.model, tmp_path / "out.onnx")
     assert len(result.stages) == 2
+
+
+BODY = "c = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w)  r = Relu (c)"
+
+
+def odd(tail: str, output: str, **weights: np.ndarray) -> tuple[ir.Model, oc.Calibration]:
+    """A network that begins with a convolution, and data for it."""
+    random = np.random.default_rng(0)
+    weights = {"w": random.standard_normal((8, 3, 3, 3)).astype(np.float32), **weights}
+    model = network(f"g (float[N, 3, 6, 6] x) => ({output} y) {{ {BODY} {tail} }}", weights)
+    x = random.standard_normal((40, 3, 6, 6)).astype(np.float32)
+    return model, oc.Calibration([{"x": x}])
+
+
+def test_a_network_that_works_on_one_sample_only_whatever_it_says():
+    v = np.random.default_rng(1).standard_normal((288, 5)).astype(np.float32)
+    shape = np.array([1, -1], np.int64)
+    model, data = odd("f = Reshape (r, shape)  y = MatMul (f, v)", "float[N, 5]", v=v, shape=shape)
+    result = oc.prune(model, data=data, ratio=0.5)
+    assert len(result.plan.prune) == 1
+    assert result.fitted.closeness.damage < 1
+
+
+def test_values_that_inference_cannot_type():
+    v = np.random.default_rng(1).standard_normal((5, 8, 1, 1)).astype(np.float32)
+    model, data = odd("q = com.microsoft.QuickGelu (r)  y = Conv (q, v)", "float[N, 5, 6, 6]", v=v)
+    model.opset_imports["com.microsoft"] = 1
+    result = oc.compress(model, data=data, target="macs=0.9")
+    assert result.fitted.closeness.damage < 1
+
+
+def test_as_many_outputs_as_objects_are_refused_in_words():
+    v = np.random.default_rng(1).standard_normal((1, 8, 1, 1)).astype(np.float32)
+    model, data = odd("t = Conv (r, v)  u = Relu (t)  y = NonZero (u)", "int64[4, M]", v=v)
+    with pytest.raises(oc.InputError, match="cut the network before its NonMaxSuppression"):
+        oc.prune(model, data=data, ratio=0.5)

@@ -15,7 +15,7 @@ from onnxcompress.data import Data, Reader, open_data, pick, reader, spread, sub
 from onnxcompress.errors import InputError
 from onnxcompress.preprocessing import Preprocessing, View, from_metadata
 from onnxcompress.progress import Steps
-from onnxcompress.runtime import DTYPES, Runnable, session
+from onnxcompress.runtime import DTYPES, Runnable, run, session
 
 Feeds = Mapping[str, np.ndarray]
 Source = Data | str | Path | Iterable[Feeds]
@@ -35,12 +35,14 @@ class Samples:
         chosen: rows of the arrays that belong to this part, ascending.
         views: rows that show each sample; those of one sample follow each other.
         origin: what the arrays were read from; None where they were given as such.
+        batch: samples that the network is fed at a time, where it does not fix that.
     """
 
     arrays: dict[str, np.ndarray]
     chosen: NDArray[np.int64]
     views: int = 1
     origin: Data | None = None
+    batch: int = BATCH
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -126,7 +128,8 @@ def read_samples(
     Raises:
         InputError: when the data cannot be read or does not fit the network.
     """
-    inputs = {value.name: value for value in session(model).get_inputs()}
+    runnable = session(model)
+    inputs = {value.name: value for value in runnable.get_inputs()}
     views, data = 1, None
     if isinstance(source, (str, Path)) and (named := _named_arrays(Path(source), set(inputs))) is not None:
         arrays = named
@@ -151,7 +154,24 @@ def read_samples(
     arrays = {name: arrays[name] for name in inputs}
     count = _check(arrays, inputs) // views
     numbers = spread(count, limit)
-    return Samples(arrays, (numbers[:, None] * views + np.arange(views)).ravel(), views, data)
+    rows = (numbers[:, None] * views + np.arange(views)).ravel()
+    return _that_run(Samples(arrays, rows, views, data), runnable)
+
+
+def _that_run(samples: Samples, runnable: Runnable) -> Samples:
+    """The samples, one at a time if need be: some networks leave the batch open and work on one sample only.
+
+    Raises:
+        InputError: when the network cannot work on them.
+    """
+    for each in (samples, replace(samples, batch=1)):
+        try:
+            run(runnable, next(fed(each, runnable))[1])
+        except InputError as error:
+            problem = error
+        else:
+            return each
+    raise problem
 
 
 def batched(samples: Samples, runnable: Runnable) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
@@ -162,7 +182,7 @@ def batched(samples: Samples, runnable: Runnable) -> Iterator[tuple[NDArray[np.i
     fixed = {
         value.shape[0] for value in runnable.get_inputs() if value.shape and isinstance(value.shape[0], int)
     }
-    size = max(fixed, default=BATCH)
+    size = max(fixed, default=samples.batch)
     for start in range(0, len(samples), size):
         places = np.arange(start, min(start + size, len(samples)))
         rows = samples.chosen[

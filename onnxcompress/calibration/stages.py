@@ -60,6 +60,7 @@ class Stages:
         read = list(batched(samples, self._whole))
         self.batches, self.rows = [places for places, _ in read], [len(rows) for _, rows in read]
         self._known = [str(value.name) for value in model.graph.inputs]
+        self._types: dict[str, np.dtype] = {}
         self._kept: int | None = None
 
     def before(self, stage: int, names: Sequence[str]) -> Iterator[Values]:
@@ -82,6 +83,7 @@ class Stages:
                 with self._file(stage, number).open("wb") as file:
                     for name in border:
                         np.save(file, values[name])
+                        self._types[name] = values[name].dtype
             yield {name: values[name] for name in names}
         if keep:
             if self._kept is not None and self._kept != stage:
@@ -102,6 +104,8 @@ class Stages:
         part = ir.Model(graph, ir_version=self.model.ir_version)
         part = rewrite_lrn(part, lrn_nodes(part))  # LRN nodes are slow
         for value in part.graph.inputs:
+            if str(value.name) in self._types:  # inference does not know those of all operators
+                value.dtype = ir.DataType.from_numpy(self._types[str(value.name)])
             if value.shape is not None:
                 value.shape = ir.Shape([None] * len(value.shape))
         return part

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from onnxcompress.errors import InputError
+
 Array = NDArray[np.float64]
 
 CONSTANT = 1e-12
@@ -25,10 +27,19 @@ class Damage:
         self._sums: list[Array] = []
 
     def add(self, original: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
-        """The outputs of both networks for a batch."""
+        """The outputs of both networks for a batch.
+
+        Raises:
+            InputError: when they do not have the same shapes, or are empty.
+        """
         pairs = [(np.atleast_1d(a), np.atleast_1d(b)) for a, b in zip(original, outputs, strict=True)]
         if not self._sums:
             self._sums = [np.zeros(3) for _ in pairs]
+        if any(a.shape != b.shape or not a.size for a, b in pairs):
+            raise InputError(
+                "an output has as many entries as the network finds objects and cannot be compared: cut the "
+                "network before its NonMaxSuppression (or NonZero), and put that behind the result"
+            )
         errors = []
         for (a, b), sums in zip(pairs, self._sums, strict=True):
             p, q = (np.asarray(each, np.float64).reshape(len(each), -1) for each in (a, b))

@@ -8,7 +8,7 @@ equation 1). Where a Relu follows, an error counts only where it shows behind it
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -132,7 +132,7 @@ def together(fit: Samples, choose: Samples) -> tuple[Samples, int]:
     held_back[spread(fit.count, more)] = True
     held_back = np.repeat(held_back, fit.views)
     rows = np.concatenate([fit.chosen[~held_back], fit.chosen[held_back], choose.chosen])
-    return Samples(fit.arrays, rows), int((~held_back).sum())
+    return replace(fit, chosen=rows, views=1), int((~held_back).sum())
 
 
 def _observed(
