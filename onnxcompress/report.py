@@ -185,6 +185,10 @@ def fitted_lines(fitted: Fitted) -> list[str]:
         lines.append(
             f"{total} samples are few: what fits them may not hold for others; better are 100 to 1000"
         )
+    if close.classes == 1:
+        lines.append(
+            "all have the same best class: if the outputs are numbers, not class scores, give --values"
+        )
     if close.agreement is not None and fitted.report < FEW:
         # Of one success and one failure more (Agresti and Coull 1998): of 100 % too, the error is not 0.
         share = (close.agreement * fitted.report + 1) / (fitted.report + 2)

@@ -291,3 +291,36 @@ def test_as_many_outputs_as_objects_are_refused_in_words():
     model, data = odd("t = Conv (r, v)  u = Relu (t)  y = NonZero (u)", "int64[4, M]", v=v)
     with pytest.raises(oc.InputError, match="cut the network before its NonMaxSuppression"):
         oc.prune(model, data=data, ratio=0.5)
+
+
+def test_numbers_are_no_class_scores(tmp_path):
+    """Softmax would see only the largest of them."""
+    v = np.random.default_rng(1).standard_normal((288, 3)).astype(np.float32)
+    b = np.array([1000, 0, 0], np.float32)
+    model, data = odd("f = Flatten (r)  y = Gemm (f, v, b)", "float[N, 3]", v=v, b=b)
+    oc.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "data.npz", **data.source[0])
+    given = [tmp_path / "model.onnx", "--data", tmp_path / "data.npz", "--target", "macs=0.3", "-o"]
+    code, printed = command("compress", *given, tmp_path / "classes.onnx")
+    assert "give --values" in printed
+    code, printed = command("compress", *given, tmp_path / "values.onnx", "--values", "--finetune")
+    assert "best class" not in printed
+    assert "on the samples for choosing" in printed
+    errors = []
+    for name in ("classes", "values"):
+        options = [
+            "--data",
+            tmp_path / "data.npz",
+            "--reference",
+            tmp_path / "model.onnx",
+            "--values",
+            "--json",
+        ]
+        code, printed = command("evaluate", tmp_path / f"{name}.onnx", *options)
+        errors.append(json.loads(printed)["damage"])
+    assert errors[1] < 0.5 * errors[0]
+    code, printed = command(
+        "finetune", *given[:3], "-o", tmp_path / "o.onnx", "--teacher", given[0], "--values"
+    )
+    assert code == 2
+    assert "give --plan" in printed

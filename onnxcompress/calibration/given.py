@@ -26,6 +26,7 @@ class Calibration:
         limit: take at most so many samples, spread evenly.
         stats: file in which the statistics of the network on these data are kept from one call to the next.
         labels: whether Taylor importance and training use the data's labels; nothing else does.
+        values: whether the network's outputs are numbers even where they could be class scores, (n, classes).
     """
 
     source: Source
@@ -33,6 +34,7 @@ class Calibration:
     limit: int | None = None
     stats: str | Path | None = None
     labels: bool = False
+    values: bool = False
 
 
 @overload
@@ -64,7 +66,7 @@ def read_parts(original: ir.Model, data: Calibration | None, progress: Progress 
         raise InputError("the calibration data has no labels: give labelled data, or leave out --labels")
     if origin is not None and not data.labels:
         samples = replace(samples, origin=replace(origin, labels=None))
-    return split(samples)
+    return split(replace(samples, values=data.values))
 
 
 def moments_on(

@@ -36,6 +36,7 @@ class Samples:
         views: rows that show each sample; those of one sample follow each other.
         origin: what the arrays were read from; None where they were given as such.
         batch: samples that the network is fed at a time, where it does not fix that.
+        values: whether outputs that could be class scores, (n, classes), are none.
     """
 
     arrays: dict[str, np.ndarray]
@@ -43,6 +44,7 @@ class Samples:
     views: int = 1
     origin: Data | None = None
     batch: int = BATCH
+    values: bool = False
 
     def __len__(self) -> int:
         return len(self.chosen)

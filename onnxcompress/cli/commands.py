@@ -42,6 +42,7 @@ from onnxcompress.cli.options import (
     Stats,
     Target,
     Threads,
+    Values,
     calibration_of,
     numbers,
     preprocessing_of,
@@ -200,6 +201,7 @@ def prune(
     data: CalibrationData = None,
     limit: Limit = None,
     stats: Stats = None,
+    values: Values = False,
     channel_order: ChannelOrder = None,
     mean: Mean = None,
     scale: Scale = None,
@@ -226,7 +228,7 @@ def prune(
     if not iterative and criterion != "taylor":
         refuse(context, ("flops_weight", "labels"), "applies to Taylor importance: give --criterion taylor")
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, stats, labels)
+    calibration = calibration_of(context, data, preprocessing, limit, stats, labels, values)
     with progress_bar(quiet) as advance:
         result = verbs.prune(
             network,
@@ -258,6 +260,7 @@ def decompose(
     data: CalibrationData = None,
     limit: Limit = None,
     stats: Stats = None,
+    values: Values = False,
     channel_order: ChannelOrder = None,
     mean: Mean = None,
     scale: Scale = None,
@@ -277,7 +280,7 @@ def decompose(
     """
     network = _read(model, output, data, stats)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, stats)
+    calibration = calibration_of(context, data, preprocessing, limit, stats, values=values)
     with progress_bar(quiet) as advance:
         result = verbs.decompose(
             network,
@@ -318,6 +321,7 @@ def compress(
     data: CalibrationData = None,
     limit: Limit = None,
     stats: Stats = None,
+    values: Values = False,
     channel_order: ChannelOrder = None,
     mean: Mean = None,
     scale: Scale = None,
@@ -358,7 +362,7 @@ def compress(
     if not finetune and criterion != "taylor":
         refuse(context, ("labels",), "applies to --finetune and to --criterion taylor")
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, stats, labels)
+    calibration = calibration_of(context, data, preprocessing, limit, stats, labels, values)
     with progress_bar(quiet) as advance:
         result = verbs.compress(
             network,
@@ -390,6 +394,7 @@ def apply(
     data: CalibrationData = None,
     limit: Limit = None,
     stats: Stats = None,
+    values: Values = False,
     channel_order: ChannelOrder = None,
     mean: Mean = None,
     scale: Scale = None,
@@ -403,7 +408,7 @@ def apply(
     """Do what a plan says, no more and no less."""
     network = _read(model, output, plan, data, stats, write_plan=False)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, stats)
+    calibration = calibration_of(context, data, preprocessing, limit, stats, values=values)
     with progress_bar(quiet) as advance:
         result = verbs.apply(network, plan, data=calibration, progress=advance)
     return _finish(result, output, layers, as_json, quiet, write_plan=False)
@@ -424,6 +429,7 @@ def tradeoff(
     skip: Skip = [],  # noqa: B006
     limit: Limit = None,
     stats: Stats = None,
+    values: Values = False,
     channel_order: ChannelOrder = None,
     mean: Mean = None,
     scale: Scale = None,
@@ -447,7 +453,7 @@ def tradeoff(
             raise InputError(f"{plot}: what is drawn is a PNG: give a name that ends in .png")
     network = load(model)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, stats)
+    calibration = calibration_of(context, data, preprocessing, limit, stats, values=values)
     assert calibration is not None
     with progress_bar(quiet) as advance:
         points = verbs.tradeoff(
@@ -524,6 +530,7 @@ def finetune(
     mirror: Annotated[bool, typer.Option(help="Mirror half of the images.")] = True,
     zoom: Annotated[float, typer.Option(help="Show images enlarged by up to this factor.", min=1)] = 1.0,
     seed: Annotated[int, typer.Option(help="Of order, crops and new weights.", min=0)] = 0,
+    values: Values = False,
     channel_order: ChannelOrder = None,
     mean: Mean = None,
     scale: Scale = None,
@@ -585,6 +592,7 @@ def finetune(
                 zoom=zoom,
                 plan=plan,
                 preprocessing=preprocessing_of(network, channel_order, mean, scale, resize, crop),
+                values=values,
                 checkpoint_file=checkpoint,
                 resume=resume,
                 progress=advance,
@@ -618,6 +626,7 @@ def evaluate(
     ] = None,
     limit: Limit = None,
     batch: Annotated[int, typer.Option(help="Samples per run.", min=1)] = 16,
+    values: Values = False,
     channel_order: ChannelOrder = None,
     mean: Mean = None,
     scale: Scale = None,
@@ -641,6 +650,7 @@ def evaluate(
             preprocessing=preprocessing,
             batch=batch,
             limit=limit,
+            values=values,
             progress=partial(advance, "evaluating"),
         )
     show(asdict(found), [report.accuracy_table(found)], as_json, quiet)

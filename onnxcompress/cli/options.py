@@ -53,6 +53,9 @@ Stats = Annotated[
 Labels = Annotated[
     bool, typer.Option("--labels", help="Taylor importance and training use the data's labels.")
 ]
+Values = Annotated[
+    bool, typer.Option("--values", help="Outputs (N, K) are numbers, not the scores of K classes.")
+]
 ChannelOrder = Annotated[
     str | None,
     typer.Option(
@@ -91,7 +94,7 @@ Method = Annotated[
 Layers = Annotated[bool, typer.Option("--layers", help="Print a row per layer as well.")]
 Threads = Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 takes all cores.", min=0, max=256)]
 
-OF_DATA = ("limit", "stats", "labels", "channel_order", "mean", "scale", "resize", "crop")
+OF_DATA = ("limit", "stats", "labels", "values", "channel_order", "mean", "scale", "resize", "crop")
 """Options that say how data are read and used."""
 
 
@@ -135,6 +138,7 @@ def calibration_of(
     limit: int | None,
     stats: Path | None,
     labels: bool = False,
+    values: bool = False,
 ) -> Calibration | None:
     """The data that the options name; None where they name none."""
     if data is None:
@@ -142,7 +146,7 @@ def calibration_of(
         return None
     if stats is not None:
         check_output(stats)
-    return Calibration(data, preprocessing, limit, stats, labels)
+    return Calibration(data, preprocessing, limit, stats, labels, values)
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:

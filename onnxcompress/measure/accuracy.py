@@ -60,6 +60,7 @@ def evaluate(
     preprocessing: Preprocessing | None = None,
     batch: int = 16,
     limit: int | None = None,
+    values: bool = False,
     progress: Steps | None = None,
 ) -> Accuracy:
     """Run a network, and the one it is compared with, over the data.
@@ -75,6 +76,7 @@ def evaluate(
         preprocessing: the steps from image to array; None takes those that the network carries.
         batch: samples per run.
         limit: evaluate only that many samples, spread evenly over the data.
+        values: whether outputs that could be class scores are numbers; such a network has no accuracy.
         progress: called with the samples done and their total after each batch.
 
     Raises:
@@ -95,7 +97,7 @@ def evaluate(
         raise InputError("the network takes samples of {}, the reference of {}".format(*shapes))
     if preprocessing is None:
         preprocessing = from_metadata(tested.get_modelmeta().custom_metadata_map)
-    tops, reference_tops, surprises, distances, damage = [], [], [], [], Damage()
+    tops, reference_tops, surprises, distances, damage = [], [], [], [], Damage(values)
     nonfinite = done = 0
     for x, labels in batches(
         data,
@@ -104,7 +106,7 @@ def evaluate(
         preprocessing=preprocessing,
         batch=batch,
     ):
-        y, are_scores = _outputs(tested, x)
+        y, are_scores = _outputs(tested, x, values)
         finite = np.isfinite(y).all(axis=1)
         nonfinite += int((~finite).sum())
         if are_scores:
@@ -118,7 +120,7 @@ def evaluate(
                 "no output of the network is (N, classes): it cannot be evaluated on labelled data"
             )
         if other is not None:
-            target, _ = _outputs(other, x)
+            target, _ = _outputs(other, x, values)
             if target.shape != y.shape:
                 raise InputError(
                     f"the network gives {y.shape[1]} numbers per sample, the reference {target.shape[1]}"
@@ -178,7 +180,7 @@ def _take_the_same(one: ort.NodeArg, other: ort.NodeArg) -> bool:
     return len(one.shape) == len(other.shape) and all(a == b for a, b in fixed)
 
 
-def _outputs(runnable: ort.InferenceSession, x: np.ndarray) -> tuple[np.ndarray, bool]:
+def _outputs(runnable: ort.InferenceSession, x: np.ndarray, values: bool) -> tuple[np.ndarray, bool]:
     """Class scores, float64, (N, classes), and True; else all outputs flattened to (N, …), and False."""
     value = _only_input(runnable)
     fixed = value.shape[0]
@@ -192,7 +194,7 @@ def _outputs(runnable: ort.InferenceSession, x: np.ndarray) -> tuple[np.ndarray,
     outputs = [np.concatenate(ys).astype(np.float64) for ys in zip(*runs, strict=True)]
     if not outputs:
         raise InputError("no output of the network has one entry per sample: nothing can be evaluated")
-    for y in outputs:
+    for y in outputs if not values else []:
         if y.ndim >= 2 and y[0].size == y.shape[1] > 1:
             return y.reshape(len(x), -1), True
     return np.concatenate([y.reshape(len(x), -1) for y in outputs], axis=1), False

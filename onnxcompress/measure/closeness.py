@@ -17,10 +17,12 @@ class Closeness:
     Attributes:
         damage: mean of `damage` over the samples.
         agreement: share of the samples with the same best class; None without class scores.
+        classes: number of classes that are the best of some sample; 0 without class scores.
     """
 
     damage: float
     agreement: float | None
+    classes: int = 0
 
     @property
     def kept(self) -> float:
@@ -31,7 +33,7 @@ class Closeness:
 def closeness(original: ir.Model, network: ir.Model, samples: Samples) -> Closeness:
     """Run both networks over the samples."""
     first, second = session(original), session(network)
-    damage, same = Damage(), []
+    damage, same, best = Damage(samples.values), [], set[int]()
     for places, feeds in fed(samples, first):
         a, b = (
             [own(y, places, len(next(iter(feeds.values())))) for y in run(runnable, feeds)]
@@ -39,6 +41,9 @@ def closeness(original: ir.Model, network: ir.Model, samples: Samples) -> Closen
         )
         damage.add(a, b)
         scores = a[0].reshape(len(a[0]), -1) if a[0].ndim else np.zeros((0, 0))
-        if a[0].ndim >= 2 and scores.shape[1] == a[0].shape[1] > 1:
-            same.append(scores.argmax(axis=1) == b[0].reshape(scores.shape).argmax(axis=1))
-    return Closeness(float(damage.of_samples().mean()), float(np.concatenate(same).mean()) if same else None)
+        if not samples.values and a[0].ndim >= 2 and scores.shape[1] == a[0].shape[1] > 1:
+            classes = scores.argmax(axis=1)
+            same.append(classes == b[0].reshape(scores.shape).argmax(axis=1))
+            best.update(classes.tolist())
+    agreement = float(np.concatenate(same).mean()) if same else None
+    return Closeness(float(damage.of_samples().mean()), agreement, len(best))

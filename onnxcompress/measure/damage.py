@@ -18,11 +18,13 @@ class Damage:
     """What is lost of a network's outputs, gathered batch by batch.
 
     For class scores, (n, classes) besides dimensions of 1, the Kullback–Leibler divergence from the
-    original's probabilities to the network's, in nats; for others the squared difference over the variance of
-    all that the original gave (its mean square, where that is constant).
+    original's probabilities to the network's, in nats; for others, and where all outputs are said to be
+    values, the squared difference over the variance of all that the original gave (its mean square, where
+    that is constant).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, values: bool = False) -> None:
+        self._values = values
         self._errors: list[list[Array]] = []
         self._sums: list[Array] = []
 
@@ -43,7 +45,7 @@ class Damage:
         errors = []
         for (a, b), sums in zip(pairs, self._sums, strict=True):
             p, q = (np.asarray(each, np.float64).reshape(len(each), -1) for each in (a, b))
-            if a.ndim >= 2 and a.shape[1] == p.shape[1] > 1:
+            if not self._values and a.ndim >= 2 and a.shape[1] == p.shape[1] > 1:
                 p, q = log_probabilities(p), log_probabilities(q)
                 errors.append(np.sum(np.exp(p) * (p - q), axis=1))
             else:

@@ -157,7 +157,7 @@ def measured_damage(
             finally:
                 for change in given:
                     set_weights(change.layer, change.weight, change.bias)
-            damage = Damage()
+            damage = Damage(samples.values)
             for a, b in zip(original, runs, strict=True):
                 damage.add(a, b)
             mean = float(damage.of_samples().mean())

@@ -65,6 +65,7 @@ def trained(
         epochs=training.epochs,
         recipe=for_network(training.recipe, network),
         preprocessing=preprocessing,
+        values=parts.choose.values,
         progress=progress,
     )
 

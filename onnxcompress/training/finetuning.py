@@ -73,6 +73,7 @@ def finetune(
     zoom: float = 1.0,
     plan: Plan | str | Path | None = None,
     preprocessing: prep.Preprocessing | None = None,
+    values: bool = False,
     checkpoint_file: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -100,6 +101,7 @@ def finetune(
         plan: by which the network was made from the teacher, or its path. What is matched is then, instead of
             the class probabilities, what the teacher's layers give, as far as the network still has them.
         preprocessing: the steps from image to array; None takes those that the network carries.
+        values: whether outputs that could be class scores are numbers; that needs a plan, and no labels.
         checkpoint_file: where the state is kept while training goes on. It stays there.
         resume: go on from the checkpoint, if there is one.
         progress: called with (what is done, steps done, steps in all).
@@ -110,7 +112,7 @@ def finetune(
             no gradient, or the loss is not finite any more.
     """
     recipe = _with_optimizer(recipe or Recipe(), labels)
-    _check_options(teacher is not None, labels, plan is not None, temperature, teacher_weight)
+    _check_options(teacher is not None, labels, plan is not None, values, temperature, teacher_weight)
     if steps is None:
         _check_epochs(epochs)
     data = data if isinstance(data, Data) else open_data(data)
@@ -171,7 +173,7 @@ def finetune(
             asdict(recipe),
             [asdict(term) for term in terms],
             total,
-            (crop, mirror, zoom),
+            (crop, mirror, zoom, values),
             plan and plan.prune,
             _identity(data),
             validation and _identity(validation),
@@ -199,7 +201,9 @@ def finetune(
         train(loss, run.state, multipliers, batch_of, total, recipe),
         total=total,
         per_epoch=per_epoch,
-        validate=_validation(network, validation, teacher, preprocessing, steps_of(progress, "validating")),
+        validate=_validation(
+            network, validation, teacher, preprocessing, values, steps_of(progress, "validating")
+        ),
         keep=keeper(path, fingerprint),
         progress=steps_of(progress, "training"),
         on_epoch=on_epoch,
@@ -263,12 +267,14 @@ def _check_epochs(epochs: float) -> None:
 
 
 def _check_options(
-    teacher: bool, labels: bool, plan: bool, temperature: float, teacher_weight: float
+    teacher: bool, labels: bool, plan: bool, values: bool, temperature: float, teacher_weight: float
 ) -> None:
     if not teacher and not labels:
         raise InputError("nothing to learn from: give --teacher, or --labels for data that has them, or both")
     if plan and not teacher:
         raise InputError("plan: the responses to be matched are those of a teacher: give --teacher, too")
+    if values and (labels or not plan):
+        raise InputError("values: numbers are trained after a teacher's layers: give --plan, and no --labels")
     if not 0 < temperature < np.inf:
         raise InputError(f"temperature: {temperature} is not a number above 0")
     if not 0 < teacher_weight < 1:
@@ -326,6 +332,7 @@ def _validation(
     data: Data | None,
     teacher: ir.Model | None,
     preprocessing: prep.Preprocessing | None,
+    values: bool,
     progress: Steps | None,
 ) -> Callable[[dict[str, np.ndarray]], Accuracy | None]:
     def validate(weights: dict[str, np.ndarray]) -> Accuracy | None:
@@ -334,10 +341,19 @@ def _validation(
         tested = with_weights(network, weights)
         if data.labels is not None:
             return evaluate(tested, data, preprocessing=preprocessing, progress=progress)
-        tested = answers(tested)
-        return evaluate(tested, data, reference=target, preprocessing=preprocessing, progress=progress)
+        return evaluate(
+            given(tested),
+            data,
+            reference=target,
+            preprocessing=preprocessing,
+            values=values,
+            progress=progress,
+        )
 
-    target = None if teacher is None else answers(teacher)
+    def given(model: ir.Model) -> ir.Model:
+        return model if values else answers(model)
+
+    target = None if teacher is None else given(teacher)
     return validate
 
 
