@@ -307,7 +307,7 @@ def kept_lines(result: Compressed) -> list[str]:
     if operators:
         nodes = ", ".join(list(result.unknown)[:5])
         lines.append(
-            f"no pruning rule for {', '.join(operators)} (nodes {nodes}): what reaches them is kept whole"
+            f"no pruning rule fits {', '.join(operators)} (nodes {nodes}): what reaches them is kept whole"
         )
     return lines
 

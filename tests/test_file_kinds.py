@@ -308,7 +308,7 @@ def test_what_is_kept_whole_is_named(run, folder):
     assert "conv2" in out
     onnx.save(branches(13), "model.onnx")
     _, out, _ = run("prune", "model.onnx", "-o", "out.onnx", "--ratio", "0.5")
-    assert "no pruning rule for If (nodes if)" in out
+    assert "no pruning rule fits If (nodes if)" in out
 
 
 def test_initializers_among_the_inputs_are_weights(run, folder):

@@ -174,7 +174,7 @@ def inspect(
     if groups:
         tables.append(report.groups_table(found))
     for node, operator in found.unknown.items():
-        tables.append(f"no pruning rule for {operator} ('{node}'): what reaches it is kept whole")
+        tables.append(f"no pruning rule fits {operator} ('{node}'): what reaches it is kept whole")
     show(report.inspection_json(found), tables, as_json, quiet)
 
 

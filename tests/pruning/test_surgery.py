@@ -185,3 +185,25 @@ def test_channels_before_an_lrn_that_has_lost_some_are_free_in_later_rounds():
     at_once = oc.apply(model, oc.Plan(prune=removed)).model
     x = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
     np.testing.assert_allclose(*(run(session(each), {"x": x})[0] for each in (network, at_once)), atol=1e-5)
+
+
+HALVES = """
+    <int64[3] rest = {-1, 8, 8}, int64[1] zero = {0}, int64[1] one = {1}, int64[1] two = {2}>
+    { c = Conv (x, w8_3)  n = Shape <start: int = 0, end: int = 1> (x)  s = Concat <axis: int = 0> (n, rest)
+      d = Reshape (c, s)  k = Shape <start: int = 1, end: int = 2> (d)  h = Div (k, two)  e = Mul (h, two)
+      a = Slice (d, zero, h, one, one)  b = Slice (d, h, e, one, one)  r = Relu (b)
+      q = Concat <axis: int = 1> (r, a)  f = Conv (q, w4_8)  y = Conv (f, w2_4) }"""
+
+
+def test_pruning_is_exact_around_halves_that_the_network_computes():
+    """As exporters write chunks where the batch is open; inference does not tell the number of channels."""
+    model = network(f"g (float[N, 3, 8, 8] x) => (float[N, 2, 8, 8] y) {HALVES}", random_weights(HALVES))
+    x = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    first, *_ = [node.name for node in simplify(model).graph if node.op_type == "Conv"]
+    result = oc.apply(model, oc.Plan(prune={first: [0, 2, 3, 6]}))
+    expected = outputs_with_removed_read_as_zero(simplify(model), result.plan.prune, {"x": x})
+    for ours, theirs in zip(run(session(result.model), {"x": x}), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    open_ = HALVES.replace("Shape <start: int = 1, end: int = 2> (d)", "Mul (n, two)")
+    held = network(f"g (float[N, 3, 8, 8] x) => (float[N, 2, 8, 8] y) {open_}", random_weights(HALVES))
+    assert "computed from sizes that the network leaves open" in oc.prune(held).plan.kept[first]

@@ -21,6 +21,7 @@ from onnxcompress.pruning.rules.nodes import (
     axis_of,
     constant,
     graph_of,
+    integers,
     ints_of,
     new_constant,
     new_node,
@@ -112,13 +113,13 @@ def slice_(graph: ChannelGraph, node: ir.Node) -> None:
         hand_on(graph, node, None)
         return
     sizes = graph.shape(node.inputs[0])
-    given = ints_of(node, "axes", (), 3) or range(len(ints_of(node, "starts", (), 1)))
+    given = ints_of(node, "axes", (), 3) or range(len(_bound(graph, node, "starts", 1)))
     axes = [axis % len(sizes) for axis in given]
     cut = [(index, axis) for index, axis in enumerate(axes) if atoms.shape[axis] > 1]
     if not cut:
         hand_on(graph, node, atoms)
         return
-    starts, ends = ints_of(node, "starts", (), 1), ints_of(node, "ends", (), 2)
+    starts, ends = _bound(graph, node, "starts", 1), _bound(graph, node, "ends", 2)
     steps = ints_of(node, "steps", [1] * len(starts), 4)
     ranges = [range(sizes[axis])[slice(starts[i], ends[i], steps[i])] for i, axis in cut]
     result = atoms
@@ -143,6 +144,10 @@ def slice_(graph: ChannelGraph, node: ir.Node) -> None:
             set_ints(node, "steps", 4, steps)
 
     graph.edit(follow)
+
+
+def _bound(graph: ChannelGraph, node: ir.Node, name: str, index: int) -> list[int]:
+    return ints_of(node, name, ()) or integers(graph, optional(node, index))
 
 
 def _gather_before(node: ir.Node, indices: np.ndarray, axis: int) -> None:

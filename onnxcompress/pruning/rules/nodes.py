@@ -1,13 +1,31 @@
 """Reading and changing nodes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.model import weights_of
 from onnxcompress.names import Names
-from onnxcompress.pruning.channels import NoRuleError
+from onnxcompress.pruning.channels import ChannelGraph, NoRuleError
+
+OF_SIZES = frozenset(
+    {
+        "Add",
+        "Cast",
+        "Concat",
+        "Div",
+        "Gather",
+        "Identity",
+        "Mul",
+        "Shape",
+        "Slice",
+        "Squeeze",
+        "Sub",
+        "Unsqueeze",
+    }
+)
+"""Operators by which exporters compute with sizes."""
 
 
 def axis_of(node: ir.Node, attribute: str, default: int, rank: int) -> int:
@@ -30,7 +48,8 @@ def set_ints(node: ir.Node, name: str, index: int, numbers: list[int]) -> None:
         node.attributes[name] = ir.AttrInt64s(name, numbers)
     else:
         given = optional(node, index)
-        dtype = np.dtype(np.int64) if given is None else array_of(given).dtype
+        stored = weights_of(given)
+        dtype = np.dtype(np.int64) if stored is None else stored.dtype
         node.replace_input_with(index, new_constant(node, name, np.array(numbers, dtype)))
 
 
@@ -57,13 +76,45 @@ def constant(value: ir.Value | None) -> ir.Value:
         NoRuleError: when it has none.
     """
     if value is None or weights_of(value) is None:
-        raise NoRuleError("its weights are computed in the graph")
+        raise NoRuleError("what should be constant is computed in the graph")
     return value
 
 
 def array_of(value: ir.Value | None) -> np.ndarray:
     """The array of a constant."""
     return np.asarray(weights_of(constant(value)))
+
+
+def integers(graph: ChannelGraph, value: ir.Value | None) -> list[int]:
+    """The integers of a constant, or of what the network computes from sizes that it does not leave open.
+
+    Raises:
+        NoRuleError: when they are computed from anything else.
+    """
+    first, second = (_computed(value, shapes) for shapes in (graph.shapes, graph.other_shapes()))
+    if not np.array_equal(first, second):
+        raise NoRuleError("numbers are computed from sizes that the network leaves open")
+    return [int(number) for number in np.ravel(first)]
+
+
+def _computed(value: ir.Value | None, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    if (stored := weights_of(value)) is not None:
+        return stored
+    node = None if value is None else value.producer()
+    if node is None or node.domain or node.op_type not in OF_SIZES:
+        raise NoRuleError("numbers are computed in the graph")
+    if node.op_type == "Shape":
+        source = node.inputs[0]
+        if source is None or str(source.name) not in shapes:
+            raise NoRuleError("a shape cannot be told")
+        size = shapes[str(source.name)]
+        part = slice(node.attributes.get_int("start", 0), node.attributes.get_int("end", len(size)))
+        return np.array(size[part], np.int64)
+    from onnx.reference import ReferenceEvaluator  # seldom needed
+
+    given = {str(each.name): _computed(each, shapes) for each in node.inputs if each is not None}
+    (found,) = ReferenceEvaluator(ir.to_proto(node), opsets={"": opset_of(node)}).run(None, given)
+    return np.asarray(found)
 
 
 def new_constant(node: ir.Node, suffix: str, array: np.ndarray) -> ir.Value:
