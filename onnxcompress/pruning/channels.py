@@ -24,6 +24,20 @@ Keep = Callable[[Atoms], NDArray[np.bool_]]
 Ties = list[tuple[Atoms, Atoms]]
 
 
+Preference = Callable[[int, int], int]
+"""Of an option by its number and the number of sets that it leaves; less is better."""
+
+PREFERENCES: tuple[Preference, ...] = (
+    lambda index, count: 0,
+    lambda index, count: -count,
+    lambda index, count: index,
+    lambda index, count: -index,
+)
+"""By which open choices are made, as long as one leaves layers that cannot lose any filter."""
+
+ALONE = "all of its channels can only go together"
+
+
 class NoRuleError(Exception):
     """This form of an operator is not covered; the message, if any, says what about it."""
 
@@ -235,10 +249,13 @@ class ChannelGraph:
         for layer in self.layers if self._choices else ():
             np.add.at(scores, layer.atoms, importance(layer))
             np.add.at(counts, layer.atoms, 1)
-        labels = _components(np.arange(self._count), self._ties)
-        for options in self._choices:
-            labels = self._best(labels, options, scores, counts, planned)
-        self.set_of = labels
+        found: list[tuple[int, Atoms]] = []
+        for prefer in PREFERENCES:
+            chosen = self._chosen(scores, counts, planned, prefer)
+            found.append((self._stuck(chosen), chosen))
+            if not found[-1][0]:
+                break
+        self.set_of = labels = min(found, key=lambda each: each[0])[1]
         for atoms, reason in self._locks:
             for set_id in np.unique(labels[atoms]):
                 self.locked.setdefault(int(set_id), reason)
@@ -246,8 +263,24 @@ class ChannelGraph:
 
     def reason(self, layer: Layer) -> str | None:
         """Why none of a layer's filters can go; None when some can."""
-        reasons = [self.locked.get(int(set_id)) for set_id in np.unique(self.set_of[layer.atoms])]
+        alone = {int(group.sets[0]): ALONE for group in self.groups if len(group.sets) == 1}
+        reasons = [(alone | self.locked).get(int(each)) for each in np.unique(self.set_of[layer.atoms])]
         return reasons[0] if all(reasons) else None
+
+    def _chosen(
+        self, scores: NDArray[np.float64], counts: NDArray[np.float64], planned: bool, prefer: Preference
+    ) -> Atoms:
+        """The sets once every choice is made, one after the other."""
+        labels = _components(np.arange(self._count), self._ties)
+        for options in self._choices:
+            labels = self._best(labels, options, scores, counts, planned, prefer)
+        return labels
+
+    def _stuck(self, labels: Atoms) -> int:
+        """Layers of several filters all of which belong to one set that is not locked."""
+        locked = np.unique(labels[np.concatenate([labels[:0], *(atoms for atoms, _ in self._locks)])])
+        sets = [np.unique(labels[layer.atoms]) for layer in self.layers if len(layer.atoms) > 1]
+        return sum(len(each) == 1 and each[0] not in locked for each in sets)
 
     def _best(
         self,
@@ -256,24 +289,25 @@ class ChannelGraph:
         scores: NDArray[np.float64],
         counts: NDArray[np.float64],
         planned: bool,
+        prefer: Preference,
     ) -> Atoms:
-        """Of the options, the one in which the less important half of the sets matters least on average."""
+        """Of the preferred options, that in which the less important half of the sets matters least."""
         if any(all((labels[a] == labels[b]).all() for a, b in option) for option in options):
             return labels
         involved = np.unique(np.concatenate([each.ravel() for o in options for pair in o for each in pair]))
         locks = [atoms for atoms, _ in self._locks]
         candidates = []
-        for option in options:
+        for index, option in enumerate(options):
             merged = _components(labels, option)
             total = np.bincount(merged, scores) / np.maximum(np.bincount(merged, counts), 1)
             locked = merged[np.concatenate([labels[:0], *locks])]
             sets = np.setdiff1d(merged[involved], locked)
             lowest = np.sort(total[sets])[: len(sets) // 2]
             torn = planned and bool(((total > 0) & (total < 1))[merged[involved]].any())
-            candidates.append(
-                (torn, len(lowest) == 0, lowest.mean() if len(lowest) else 0.0, -len(sets), merged)
-            )
-        return min(candidates, key=lambda candidate: candidate[:4])[4]
+            mean = lowest.mean() if len(lowest) else 0.0
+            rank = prefer(index, int(merged.max()))
+            candidates.append((torn, rank, len(lowest) == 0, mean, -len(sets), merged))
+        return min(candidates, key=lambda candidate: candidate[:-1])[-1]
 
     def _find_groups(self) -> list[Group]:
         names = [f"{p.parameter.name}[{p.axis}]" for p in self.parameters]

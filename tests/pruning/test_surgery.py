@@ -207,3 +207,41 @@ def test_pruning_is_exact_around_halves_that_the_network_computes():
     open_ = HALVES.replace("Shape <start: int = 1, end: int = 2> (d)", "Mul (n, two)")
     held = network(f"g (float[N, 3, 8, 8] x) => (float[N, 2, 8, 8] y) {open_}", random_weights(HALVES))
     assert "computed from sizes that the network leaves open" in oc.prune(held).plan.kept[first]
+
+
+def shuffle_net(seed, groups=8, width=32, middle=16, units=2):
+    """Units of ShuffleNet (Zhang et al. 2018): grouped, shuffled, depthwise and grouped convolutions."""
+    random = np.random.default_rng(seed)
+    arrays = {
+        "first": random.standard_normal((width, 3, 1, 1)),
+        "last": random.standard_normal((2, width, 1, 1)),
+    }
+    lines = ["f = Conv (x, first)  a0 = Relu (f)"]
+    for i in range(units):
+        arrays[f"in{i}"] = random.standard_normal((middle, width // groups, 1, 1))
+        arrays[f"deep{i}"] = random.standard_normal((middle, 1, 1, 1))
+        arrays[f"out{i}"] = random.standard_normal((width, middle // groups, 1, 1))
+        lines.append(
+            f"b{i} = Conv <group: int = {groups}> (a{i}, in{i})  c{i} = Relu (b{i})"
+            f"  d{i} = Reshape (c{i}, parts)  e{i} = Transpose <perm: ints = [0, 2, 1, 3, 4]> (d{i})"
+            f"  g{i} = Reshape (e{i}, whole)"
+            f"  h{i} = Conv <group: int = {middle}> (g{i}, deep{i})"
+            f"  k{i} = Conv <group: int = {groups}> (h{i}, out{i})  s{i} = Add (a{i}, k{i})"
+            f"  a{i + 1} = Relu (s{i})"
+        )
+    lines.append(f"y = Conv (a{units}, last)")
+    weights = {name: array.astype(np.float32) for name, array in arrays.items()}
+    weights["parts"] = np.array([0, groups, middle // groups, 4, 4])
+    weights["whole"] = np.array([0, middle, 4, 4])
+    body = "  ".join(lines)
+    return network(f"g (float[N, 3, 4, 4] x) => (float[N, 2, 4, 4] y) {{ {body} }}", weights)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_channels_that_are_shuffled_are_not_all_tied_together(seed):
+    """Whatever the weights: by these it is chosen how grouped convolutions lose channels."""
+    model = shuffle_net(seed)
+    result = oc.prune(model, ratio=0.5)
+    assert result.stages[-1].cost.macs < 0.75 * result.stages[0].cost.macs
+    again = oc.apply(model, result.plan)
+    assert again.stages[-1].cost == result.stages[-1].cost
