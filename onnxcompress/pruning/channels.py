@@ -250,7 +250,7 @@ class ChannelGraph:
             np.add.at(scores, layer.atoms, importance(layer))
             np.add.at(counts, layer.atoms, 1)
         found: list[tuple[int, Atoms]] = []
-        for prefer in PREFERENCES:
+        for prefer in PREFERENCES if self._choices else PREFERENCES[:1]:
             chosen = self._chosen(scores, counts, planned, prefer)
             found.append((self._stuck(chosen), chosen))
             if not found[-1][0]:
