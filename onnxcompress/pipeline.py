@@ -10,7 +10,7 @@ from onnxcompress.calibration.samples import Parts
 from onnxcompress.errors import InputError
 from onnxcompress.factoring.surgery import check_ranks, factor
 from onnxcompress.layers import factor_layers
-from onnxcompress.lrn import lrn_nodes, rewrite_lrn
+from onnxcompress.lrn import lrn_nodes, rewrite_lrn, sums_squares
 from onnxcompress.measure.closeness import closeness
 from onnxcompress.measure.cost import cost
 from onnxcompress.plan import Plan
@@ -55,7 +55,8 @@ def carry_out(
         steps = steps_of(progress, "fitting weights")
         network, fits = refit(given, network, filters, plan.decompose, parts.fit, parts.choose, steps)
         factors = {name: fit.factors for name, fit in fits.items() if fit.factors is not None}
-        layers = factor_layers(network, concrete_shapes(network))
+        found = factor_layers(network, concrete_shapes(network))
+        layers = [layer for layer in found if not sums_squares(layer.node)]
         unfitted = {layer.name: why for layer in layers if (why := obstacle(layer))}
     if plan.prune or plan.rewrite:
         stages.append(_stage("pruned" if plan.prune else "rewritten", parted(network, together)))
