@@ -83,15 +83,12 @@ def test_less_is_lost_than_by_weights_alone_at_the_same_macs(small, digits):
     assert damage(small.model, digits) < 0.2 * min(damage(rival.model, digits) for rival in within)
 
 
-def test_all_layers_of_the_network_that_ships_are_fitted(small):
-    assert not small.fitted.unfitted
-
-
 def test_what_is_reported_was_measured_on_samples_of_its_own(small):
     fitted = small.fitted
     assert (fitted.fit, fitted.choose, fitted.report) == (216, 27, 27)
     assert fitted.closeness.agreement > 0.9
     assert fitted.expected_damage is not None
+    assert not small.fitted.unfitted
 
 
 def test_fitted_pruning_and_factoring_lose_less_than_plain(calibration, digits):
