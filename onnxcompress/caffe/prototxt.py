@@ -59,21 +59,21 @@ def _check_fields(text: str, descriptor: Any) -> None:
     """Look for fields that a message does not have, which the parser skips."""
     tokens = text_format.Tokenizer(text.splitlines())
     within = [("", descriptor)]
+    opened = within[0]  # what the next brace opens
     while not tokens.AtEnd():
         name = tokens.token
         tokens.NextToken()
-        if name in ("}", ">"):
-            within.pop()
-        if not re.fullmatch(r"[A-Za-z_]\w*", name) or tokens.token not in (":", "{", "<"):
-            continue
-        outer, message = within[-1]
-        field = None if message is None else message.fields_by_name.get(name)
-        if field is None and message is not None and message.name not in OPEN and name not in IRRELEVANT:
-            line = tokens.ParseErrorPreviousToken(name).GetLine()  # type: ignore[arg-type]
-            raise InputError(
-                f"line {line}: {outer} has no field '{name}' in Caffe; correct its name, or remove it if the "
-                "layer computes the same without it"
-            )
-        tokens.TryConsume(":")
-        if tokens.token in ("{", "<"):
-            within.append((name, None if field is None else field.message_type))
+        if name in ("{", "<"):
+            within.append(opened)
+        elif name in ("}", ">"):
+            opened = within.pop()
+        elif re.fullmatch(r"[A-Za-z_]\w*", name) and tokens.token in (":", "{", "<"):
+            outer, message = within[-1]
+            field = None if message is None else message.fields_by_name.get(name)
+            if not (field or message is None or message.name in OPEN or name in IRRELEVANT):
+                line = tokens.ParseErrorPreviousToken(name).GetLine()  # type: ignore[arg-type]
+                raise InputError(
+                    f"line {line}: {outer} has no field '{name}' in Caffe; correct its name, or remove it "
+                    "if the layer computes the same without it"
+                )
+            opened = (name, None if field is None else field.message_type)
