@@ -52,12 +52,12 @@ def carry_out(
     factors, unfitted = {}, dict[str, str]()
     if parts is not None and (plan.prune or plan.decompose):
         check_ranks(network, plan.decompose)
+        layers = factor_layers(network, concrete_shapes(network))
+        obstacles = {layer.name: obstacle(layer) for layer in layers if not sums_squares(layer.node)}
+        unfitted = {name: why for name, why in obstacles.items() if why}
         steps = steps_of(progress, "fitting weights")
         network, fits = refit(given, network, filters, plan.decompose, parts.fit, parts.choose, steps)
         factors = {name: fit.factors for name, fit in fits.items() if fit.factors is not None}
-        found = factor_layers(network, concrete_shapes(network))
-        layers = [layer for layer in found if not sums_squares(layer.node)]
-        unfitted = {layer.name: why for layer in layers if (why := obstacle(layer))}
     if plan.prune or plan.rewrite:
         stages.append(_stage("pruned" if plan.prune else "rewritten", parted(network, together)))
     if plan.decompose:
