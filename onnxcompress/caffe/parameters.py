@@ -17,7 +17,6 @@ from onnxcompress.errors import InputError
 DRAWN_LIMIT = 2**29
 """Numbers that may be drawn for one network: 2 GiB, what one ONNX file can hold."""
 
-
 HDF5 = b"\x89HDF\r\n\x1a\n"
 """How files of that format begin."""
 

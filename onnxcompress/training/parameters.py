@@ -76,7 +76,7 @@ def trainable(model: ir.Model) -> dict[str, Multipliers]:
     for node in model.graph:
         for index, value in enumerate(node.inputs):
             array = weights_of(value)
-            if value is None or array is None or array.dtype.kind != "f":
+            if value is None or array is None or array.dtype.kind != "f" or not array.size:
                 continue
             name = str(value.name)
             if _is_fixed(node, index):
