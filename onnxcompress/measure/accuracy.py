@@ -97,8 +97,7 @@ def evaluate(
         raise InputError("the network takes samples of {}, the reference of {}".format(*shapes))
     if preprocessing is None:
         preprocessing = from_metadata(tested.get_modelmeta().custom_metadata_map)
-    tops, reference_tops, surprises, distances, damage = [], [], [], [], Damage(values)
-    nonfinite = done = 0
+    found, damage, done = [], Damage(values), 0
     for x, labels in batches(
         data,
         shape=[dim if isinstance(dim, int) else None for dim in value.shape[1:]],
@@ -107,51 +106,76 @@ def evaluate(
         batch=batch,
     ):
         y, are_scores = _outputs(tested, x, values)
-        finite = np.isfinite(y).all(axis=1)
-        nonfinite += int((~finite).sum())
-        if are_scores:
-            _check_labels(data, classes=y.shape[1])
-            tops.append(np.where(finite[:, None], _top(y), -1))
-            if labels is not None and finite.any():
-                likely = log_probabilities(y[finite])
-                surprises.append(-likely[np.arange(len(likely)), labels[finite]])
-        elif data.labels is not None:
-            raise InputError(
-                "no output of the network is (N, classes): it cannot be evaluated on labelled data"
-            )
-        if other is not None:
-            target, _ = _outputs(other, x, values)
-            if target.shape != y.shape:
-                raise InputError(
-                    f"the network gives {y.shape[1]} numbers per sample, the reference {target.shape[1]}"
-                )
-            if not np.isfinite(target).all():
-                raise InputError(f"{data.name}: the reference's output holds NaN or infinite values")
-            if are_scores:
-                reference_tops.append(_top(target))
-            distances.append(_distances(y[finite], target[finite]))
-            if finite.any():
-                damage.add(*([z[finite] if are_scores else z[finite, None]] for z in (target, y)))
+        _check_labels(data, y.shape[1] if are_scores else None)
+        target = None if other is None else _outputs(other, x, values)[0]
+        if target is not None:
+            _check_reference(data, y, target)
+        found.append(_measured(y, target, labels, are_scores))
+        finite = found[-1].finite
+        if target is not None and finite.any():
+            damage.add(*([z[finite] if are_scores else z[finite, None]] for z in (target, y)))
         done += len(x)
         if progress is not None:
             progress(done, len(data))
+    return _in_all(found, damage, data.labels)
 
-    top1, top5 = _accuracies(tops, data.labels)
-    reference_top1, reference_top5 = _accuracies(reference_tops, data.labels)
+
+@dataclass(frozen=True)
+class _Measured:
+    """What is counted of a batch.
+
+    Attributes:
+        finite: whether the network's output is, (N,).
+        top: the best classes, best first, (N, 5 or fewer); −1 where the output is not finite.
+        surprises: −log of the probability of the label, of samples with finite outputs.
+        reference_top: as `top`.
+        distances: of samples with finite outputs, see `_distances`.
+    """
+
+    finite: np.ndarray
+    top: np.ndarray | None = None
+    surprises: np.ndarray | None = None
+    reference_top: np.ndarray | None = None
+    distances: np.ndarray | None = None
+
+
+def _measured(
+    y: np.ndarray, target: np.ndarray | None, labels: np.ndarray | None, are_scores: bool
+) -> _Measured:
+    finite = np.isfinite(y).all(axis=1)
+    surprises = None
+    if labels is not None and finite.any():
+        likely = log_probabilities(y[finite])
+        surprises = -likely[np.arange(len(likely)), labels[finite]]
+    return _Measured(
+        finite=finite,
+        top=np.where(finite[:, None], _top(y), -1) if are_scores else None,
+        surprises=surprises,
+        reference_top=_top(target) if are_scores and target is not None else None,
+        distances=None if target is None else _distances(y[finite], target[finite]),
+    )
+
+
+def _in_all(found: list[_Measured], damage: Damage, labels: np.ndarray | None) -> Accuracy:
+    finite = np.concatenate([each.finite for each in found])
+    tops, reference_tops = _joined(found, "top"), _joined(found, "reference_top")
+    top1, top5 = _accuracies(tops, labels)
+    reference_top1, reference_top5 = _accuracies(reference_tops, labels)
     cross_entropy = cosine = relative_l2 = lost = None
     if top1 is not None:
-        cross_entropy = float(np.concatenate(surprises).mean()) if surprises else np.nan
-    if distances:
-        cosines, differences, norms = np.concatenate(distances, axis=1)
+        surprises = _joined(found, "surprises")
+        cross_entropy = np.nan if surprises is None else float(surprises.mean())
+    if (distances := _joined(found, "distances", axis=1)) is not None:
+        cosines, differences, norms = distances
         with np.errstate(invalid="ignore", divide="ignore"):
             cosine = float(np.divide(cosines.sum(), len(cosines)))
             relative_l2 = float(np.sqrt(np.divide(differences.sum(), norms.sum())))
         lost = float(damage.of_samples().mean()) if len(cosines) else np.nan
     return Accuracy(
-        n=len(data),
-        nonfinite=nonfinite,
+        n=len(finite),
+        nonfinite=int((~finite).sum()),
         top1=top1,
-        top1_error=None if top1 is None else float(np.sqrt(top1 * (1 - top1) / len(data))),
+        top1_error=None if top1 is None else float(np.sqrt(top1 * (1 - top1) / len(finite))),
         top5=top5,
         cross_entropy=cross_entropy,
         reference_top1=reference_top1,
@@ -161,6 +185,12 @@ def evaluate(
         relative_l2=relative_l2,
         damage=lost,
     )
+
+
+def _joined(found: list[_Measured], attribute: str, axis: int = 0) -> np.ndarray | None:
+    """An attribute of all batches that have it; None if none has."""
+    parts = [part for each in found if (part := getattr(each, attribute)) is not None]
+    return np.concatenate(parts, axis=axis) if parts else None
 
 
 def _only_input(runnable: ort.InferenceSession) -> ort.NodeArg:
@@ -200,9 +230,23 @@ def _outputs(runnable: ort.InferenceSession, x: np.ndarray, values: bool) -> tup
     return np.concatenate([y.reshape(len(x), -1) for y in outputs], axis=1), False
 
 
-def _check_labels(data: Data, classes: int) -> None:
-    if data.labels is not None and (data.labels >= classes).any():
+def _check_labels(data: Data, classes: int | None) -> None:
+    """Labels need class scores, None for a network without, and classes that these have."""
+    if data.labels is None:
+        return
+    if classes is None:
+        raise InputError("no output of the network is (N, classes): it cannot be evaluated on labelled data")
+    if (data.labels >= classes).any():
         raise InputError(f"{data.name}: label {data.labels.max()}, but the network has {classes} classes")
+
+
+def _check_reference(data: Data, y: np.ndarray, target: np.ndarray) -> None:
+    if target.shape != y.shape:
+        raise InputError(
+            f"the network gives {y.shape[1]} numbers per sample, the reference {target.shape[1]}"
+        )
+    if not np.isfinite(target).all():
+        raise InputError(f"{data.name}: the reference's output holds NaN or infinite values")
 
 
 def _top(scores: np.ndarray) -> np.ndarray:
@@ -218,14 +262,14 @@ def _distances(y: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.stack([cosines, ((y - target) ** 2).sum(axis=1), (target**2).sum(axis=1)])
 
 
-def _accuracies(tops: list[np.ndarray], labels: np.ndarray | None) -> tuple[float | None, float | None]:
-    if not tops or labels is None:
+def _accuracies(tops: np.ndarray | None, labels: np.ndarray | None) -> tuple[float | None, float | None]:
+    if tops is None or labels is None:
         return None, None
-    hits = np.concatenate(tops) == labels[:, None]
+    hits = tops == labels[:, None]
     return float(hits[:, 0].mean()), float(hits.any(axis=1).mean()) if hits.shape[1] == TOP else None
 
 
-def _agreement(tops: list[np.ndarray], reference_tops: list[np.ndarray]) -> float | None:
-    if not tops or not reference_tops:
+def _agreement(tops: np.ndarray | None, reference_tops: np.ndarray | None) -> float | None:
+    if tops is None or reference_tops is None:
         return None
-    return float((np.concatenate(tops)[:, 0] == np.concatenate(reference_tops)[:, 0]).mean())
+    return float((tops[:, 0] == reference_tops[:, 0]).mean())

@@ -115,13 +115,7 @@ def finetune(
     _check_options(teacher is not None, labels, plan is not None, values, temperature, teacher_weight)
     if steps is None:
         _check_epochs(epochs)
-    data = data if isinstance(data, Data) else open_data(data)
-    if validation is not None and not isinstance(validation, Data):
-        validation = open_data(validation)
-    if validation is not None and validation.labels is None and teacher is None:
-        raise InputError(f"{validation.name}: validation data needs labels where there is no teacher")
-    if labels and validation is not None:
-        _check_classes(data, validation)
+    data, validation = _opened(data, validation, labels, teacher is not None)
     plan_files = (Path(plan),) if isinstance(plan, str | Path) else ()
     if isinstance(plan, str | Path):
         plan = read_plan(plan)
@@ -140,21 +134,14 @@ def finetune(
         mirror=mirror,
         zoom=zoom,
     )
-    share = teacher_weight if labels else 1.0
     first, _ = draw(0)
-    teaching = None
+    teaching, share = None, teacher_weight if labels else 1.0
     if teacher is not None:
         original = load(teacher)
         with naming(files_of(original)):
             teacher = simplify(original)
             with naming(plan_files):
-                if plan is None:
-                    teaching = by_probabilities(teacher, network, temperature, share)
-                elif labels:
-                    teaching = by_responses(teacher, shared_responses(teacher, network, plan.prune), share)
-                else:
-                    responses = shared_responses(teacher, network, plan.prune)
-                    teaching = where_it_errs(teacher, network, responses, first)
+                teaching = _teaching(teacher, network, plan, labels, temperature, share, first)
         multipliers = {name: each for name, each in multipliers.items() if name not in teaching.settled}
     by_labels = [Term(1 - share if teaching else 1.0)] if labels else []
     terms = [*by_labels, *(teaching.terms if teaching else [])]
@@ -162,10 +149,7 @@ def finetune(
         loss = Loss(taking(network, first.shape[1:]), list(multipliers), terms, samples)
     batch_of = _batches(data, loss, teaching, labels, draw)
     per_epoch = len(data) // (recipe.batch * recipe.iter_size)
-    total = steps if steps is not None else round(epochs * per_epoch)
-    if total < 1:
-        given_as = f"epochs: {epochs}" if steps is None else f"steps: {steps}"
-        raise InputError(f"{given_as} leaves no step to take")
+    total = _total(epochs, steps, per_epoch)
     path = None if checkpoint_file is None else Path(checkpoint_file)
     fingerprint = ""
     if path is not None:
@@ -211,6 +195,21 @@ def finetune(
     return Finetuned(with_weights(network, run.best_weights), run.best, run.rate, tuple(run.curve))
 
 
+def _opened(
+    data: Data | str | Path, validation: Data | str | Path | None, labels: bool, teacher: bool
+) -> tuple[Data, Data | None]:
+    """What is trained on and what tells the best epoch, which fit each other."""
+    data = data if isinstance(data, Data) else open_data(data)
+    if validation is None:
+        return data, None
+    validation = validation if isinstance(validation, Data) else open_data(validation)
+    if validation.labels is None and not teacher:
+        raise InputError(f"{validation.name}: validation data needs labels where there is no teacher")
+    if labels:
+        _check_classes(data, validation)
+    return data, validation
+
+
 def _to_train(given: ir.Model, new_head: int | None, seed: int) -> tuple[ir.Model, dict[str, Multipliers]]:
     """The simplified network, with a new classifier if one is wanted, and which weights learn how fast."""
     network, head = simplify(given), list[str]()
@@ -224,6 +223,35 @@ def _to_train(given: ir.Model, new_head: int | None, seed: int) -> tuple[ir.Mode
     if not learning:
         raise InputError("all weights are frozen: the multipliers of their learning rates are 0")
     return network, learning
+
+
+def _teaching(
+    teacher: ir.Model,
+    network: ir.Model,
+    plan: Plan | None,
+    labels: bool,
+    temperature: float,
+    weight: float,
+    first: np.ndarray,
+) -> Teaching:
+    """What there is to learn from a simplified teacher; `first` are samples of the first batch."""
+    if plan is None:
+        return by_probabilities(teacher, network, temperature, weight)
+    responses = shared_responses(teacher, network, plan.prune)
+    return (
+        by_responses(teacher, responses, weight)
+        if labels
+        else where_it_errs(teacher, network, responses, first)
+    )
+
+
+def _total(epochs: float, steps: int | None, per_epoch: int) -> int:
+    """The number of steps."""
+    total = steps if steps is not None else round(epochs * per_epoch)
+    if total < 1:
+        given_as = f"epochs: {epochs}" if steps is None else f"steps: {steps}"
+        raise InputError(f"{given_as} leaves no step to take")
+    return total
 
 
 def check_trainable(network: ir.Model, labels: bool, epochs: float, recipe: Recipe) -> None:
