@@ -9,16 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onnxcompress import calibration
 from onnxcompress.calibration.samples import Samples
-from onnxcompress.calibration.statistics import Moments
+from onnxcompress.calibration.statistics import Moments, statistics
 from onnxcompress.factoring.cp import cp
 from onnxcompress.factoring.fitted import (
     Factors,
     cp_errors,
     fit_factors,
-    matrix_errors,
+    product_errors,
     regular,
     response_error,
+    responses,
+    responses_to,
 )
 from onnxcompress.layers import factor_layers, set_weights
 from onnxcompress.model import simplify
@@ -34,9 +37,10 @@ from onnxcompress.planning.budget import (
 )
 from onnxcompress.planning.choices import BLOCK, layer_choice, possible
 from onnxcompress.planning.search import KINDS, through
+from onnxcompress.planning.survey import factored, halved
 from onnxcompress.pruning.elimination import Reader, clusters, eliminate, repaired
 from onnxcompress.pruning.surgery import remove_filters
-from onnxcompress.recovery.least_squares import fit_group, refit, together
+from onnxcompress.recovery.least_squares import RIDGES, fit_group, refit, together
 from onnxcompress.runtime import run, session
 from onnxcompress.shapes import concrete_shapes
 from tests.onnx_text import network
@@ -96,7 +100,7 @@ def test_the_core_is_the_least_squares_one(seed, filters, channels, data):
 @given(st.integers(0, 10**6), sizes, sizes)
 def test_what_a_matrix_loses_is_what_its_factors_lose(seed, filters, channels):
     weights, _, covariance = problem(seed, filters, channels, 1)
-    errors = matrix_errors(weights, covariance)
+    errors = product_errors(responses(weights, covariance))
     total = response_error(weights, 0 * weights, covariance)
     assert errors[0] == pytest.approx(total, rel=1e-3)
     for rank in range(1, min(filters, channels) + 1):
@@ -182,7 +186,7 @@ def test_cp_ranks_on_offer_come_in_blocks_cost_less_and_lose_more_the_lower_they
     _, _, covariance = problem(0, 24, 16, 9, n=2000)
     weights = np.random.default_rng(1).standard_normal(layer.shape)
     set_weights(layer, weights, None)
-    moments = Moments(2000, np.zeros((1, 144)), covariance[None], np.zeros((1, 144)))
+    moments = Moments(2000, np.zeros((1, 144)), covariance[None], np.zeros((1, 144)), np.zeros((1, 0, 144)))
     options = possible(layer, moments)
     assert {ranks.out % BLOCK for ranks, _ in options} == {0}
     assert all(ranks.depthwise and layer.chain_macs(ranks) < layer.macs for ranks, _ in options)
@@ -283,6 +287,60 @@ def test_a_fit_without_limits_gives_the_responses_back():
     before = np.sum((start - wanted) ** 2)
     assert np.sum((weights - wanted) ** 2) < 1e-4 * before
     np.testing.assert_allclose(shift, bias, atol=1e-2)
+
+
+@SETTINGS
+@given(st.integers(0, 10**6), st.integers(1, 8), st.integers(9, 20), st.integers(1, 5))
+def test_fewer_samples_than_inputs_give_the_weights_that_all_equations_give(seed, n, width, filters):
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((n + 5, width)).astype(np.float32)
+    given = random.standard_normal((filters, width))
+    left = x[:, :3] @ random.standard_normal((3, filters)) + 0.1 * random.standard_normal((n + 5, filters))
+    y = (x @ given.T + left).astype(np.float32)
+    found, _, _ = fit_group(x.copy(), y, given, n, width, None, relu=False, bias=False)
+    g, c = x[:n].T @ x[:n] / n, left[:n].T @ x[:n] / n
+    changes = [np.linalg.solve(g + ridge * np.trace(g) / width * np.eye(width), c.T).T for ridge in RIDGES]
+    changes.append(np.zeros_like(given))
+    errors = [np.sum((x[n:] @ change.T - left[n:]) ** 2) for change in changes]
+    np.testing.assert_allclose(found, given + changes[int(np.argmin(errors))], atol=1e-3)
+
+
+@SETTINGS
+@given(st.integers(0, 10**6), sizes, sizes)
+def test_responses_to_few_inputs_vary_as_their_covariance_says(seed, filters, channels):
+    weights, x, covariance = problem(seed, filters, channels, 1)
+    found = responses_to(weights, x - x.mean(axis=0))
+    expected = responses(weights, covariance)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.trace(expected))
+
+
+def test_a_product_that_is_too_wide_for_second_moments_is_known_by_its_rows(monkeypatch):
+    random = np.random.default_rng(0)
+    weights = random.standard_normal((12, 40)).astype(np.float32)
+    model = simplify(
+        network(
+            "g (float[N, 40] x) => (float[N, 12] y) { y = Gemm <transB = 1> (x, w) }",
+            {"w": weights},
+        )
+    )
+    x = (random.standard_normal((30, 40)) * np.arange(1, 41) + 5).astype(np.float32)
+    samples, (layer,) = Samples({"x": x}, np.arange(30)), factor_layers(model, concrete_shapes(model))
+    known = statistics(model, [layer], samples)[layer.name]
+    monkeypatch.setattr(calibration.patches, "WIDEST", 39)
+    by_rows = statistics(model, [layer], samples)[layer.name]
+    assert not known.rows.size
+    assert not by_rows.covariance.size
+    np.testing.assert_allclose(by_rows.mean, known.mean, rtol=1e-5)
+    for (ranks, lost), (others, expected) in zip(
+        possible(layer, by_rows), possible(layer, known), strict=True
+    ):
+        assert ranks == others
+        assert lost == pytest.approx(expected, rel=1e-3)
+    for moments in (known, by_rows):
+        change, error = factored(layer, moments, Ranks(4, 4))
+        assert np.linalg.matrix_rank(change.weight, tol=1e-6) == 4
+        assert error == pytest.approx(possible(layer, moments)[3][1])
+    assert halved(layer, by_rows)[1] == pytest.approx(halved(layer, known)[1], rel=1e-3)
 
 
 def test_errors_that_a_relu_hides_do_not_count():

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from onnxcompress.layers import CONVOLUTIONS, FactorLayer, sharing
 
-WIDEST = 8192
-"""Inputs of one filter beyond which second moments are not kept: 256 MB of them."""
+WIDEST = 9216
+"""Inputs of one filter beyond which second moments are not kept: 324 MB of them."""
 
 PER_INPUT = 10
 """Patches to sample for each input of a filter, so that least squares have enough equations."""
@@ -25,8 +25,8 @@ def obstacle(layer: FactorLayer) -> str:
     """Why a layer's weights cannot be fitted to data; empty when they can."""
     if not layer.shape:
         return layer.obstacle
-    if layer.width > WIDEST:
-        return f"a filter of {layer.width} inputs is too wide for second moments"
+    if (reason := too_wide(layer)) and (layer.node.op_type in CONVOLUTIONS or layer.size != 1):
+        return reason
     if len(layer.weights.uses()) > 1:
         return "its weights are shared"
     attributes = layer.node.attributes
@@ -37,6 +37,16 @@ def obstacle(layer: FactorLayer) -> str:
     if layer.node.op_type == "ConvTranspose" and {"auto_pad", "output_shape"} & set(attributes):
         return "its pads are computed"
     return ""
+
+
+def too_wide(layer: FactorLayer) -> str:
+    """Why second moments of what a layer reads are not kept; empty where they are.
+
+    A product that reads one row of each sample, as VGG's first with its 25088 inputs, is known by these rows.
+    """
+    if layer.width <= WIDEST:
+        return ""
+    return f"a filter of {layer.width} inputs is too wide for second moments"
 
 
 def per_sample(layer: FactorLayer, samples: int) -> int:

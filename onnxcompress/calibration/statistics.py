@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcompress.calibration.patches import obstacle, patches, per_sample
+from onnxcompress.calibration.patches import obstacle, patches, per_sample, too_wide
 from onnxcompress.calibration.samples import Samples, fed, own
 from onnxcompress.drafts import replacing
 from onnxcompress.errors import InputError
@@ -20,7 +20,7 @@ from onnxcompress.weights import weights_of
 
 Array = NDArray[np.float64]
 
-ARRAYS = ("mean", "covariance", "zeros")
+ARRAYS = ("mean", "covariance", "zeros", "rows")
 """Of `Moments`, as they are kept in a file."""
 
 
@@ -33,20 +33,33 @@ class Moments:
         mean: shape (groups, d) with d = C / groups · kernel.
         covariance: E[(x − mean)(x − mean)ᵀ], shape (groups, d, d), float32, shrunk toward its diagonal by
             d / (d + 10 · count): few patches show less correlation than they seem to (Ledoit and Wolf 2004).
+            Of a layer that is too wide for it (see `patches.too_wide`) of shape (groups, 0, 0).
         zeros: share of values ≤ 0, shape (groups, d).
+        rows: of such a layer the patches less their mean, shape (groups, count, d), float32; of others none.
     """
 
     count: int
     mean: Array
     covariance: NDArray[np.float32]
     zeros: Array
+    rows: NDArray[np.float32]
+
+
+def shrinkage(width: int, count: int) -> float:
+    """Share by which a covariance of so many patches is drawn to its diagonal."""
+    return width / (width + 10 * count)
 
 
 class Accumulator:
-    """Moments of patches that arrive in parts. The first part's mean is taken off all, for accuracy."""
+    """Moments of patches that arrive in parts. The first part's mean is taken off all, for accuracy.
 
-    def __init__(self) -> None:
+    Args:
+        wide: whether the patches themselves are kept instead of their products.
+    """
+
+    def __init__(self, wide: bool) -> None:
         self.count = 0
+        self.parts: list[NDArray[np.float32]] | None = [] if wide else None
 
     def add(self, x: NDArray[np.float32]) -> None:
         """Take in patches, shape (groups, n, d)."""
@@ -54,23 +67,31 @@ class Accumulator:
             groups, _, width = x.shape
             self.shift = x.mean(axis=1, keepdims=True)
             self.first, self.zeros = np.zeros((groups, width)), np.zeros((groups, width))
-            self.second: NDArray[np.float32] = np.zeros((groups, width, width), np.float32)
+            size = 0 if self.parts is not None else width
+            self.second: NDArray[np.float32] = np.zeros((groups, size, size), np.float32)
         self.count += x.shape[1]
         self.zeros += (x <= 0).sum(axis=1)
         x = x - self.shift
         self.first += x.sum(axis=1, dtype=np.float64)
-        self.second += x.swapaxes(1, 2) @ x
+        if self.parts is not None:
+            self.parts.append(x)
+        else:
+            self.second += x.swapaxes(1, 2) @ x
 
     def moments(self) -> Moments:
         """Those of all patches so far."""
-        mean = self.first / self.count
+        mean, zeros = self.first / self.count, self.zeros / self.count
+        if self.parts is not None:
+            rows = np.concatenate(self.parts, axis=1) - mean[:, None].astype(np.float32)
+            return Moments(self.count, mean + self.shift[:, 0], self.second, zeros, rows)
         covariance: NDArray[np.float32] = np.asarray(
             self.second / self.count - mean[:, :, None] * mean[:, None, :], np.float32
         )
         diagonal = np.einsum("gii->gi", covariance).copy()
-        covariance *= 1 - covariance.shape[1] / (covariance.shape[1] + 10 * self.count)
+        covariance *= 1 - shrinkage(covariance.shape[1], self.count)
         np.einsum("gii->gi", covariance)[:] = diagonal
-        return Moments(self.count, mean + self.shift[:, 0], covariance, self.zeros / self.count)
+        none = np.zeros((len(mean), 0, mean.shape[1]), np.float32)
+        return Moments(self.count, mean + self.shift[:, 0], covariance, zeros, none)
 
 
 def statistics(
@@ -92,7 +113,7 @@ def statistics(
         return {}
     read = list(dict.fromkeys(str(layer.node.inputs[0].name) for layer in wanted))  # type: ignore[union-attr]
     runnable = session(revealing(rewrite_lrn(model, lrn_nodes(model)), read))  # LRN nodes are slow
-    found = {layer.name: Accumulator() for layer in wanted}
+    found = {layer.name: Accumulator(bool(too_wide(layer))) for layer in wanted}
     for places, feeds in fed(samples, runnable):
         values = dict(zip(read, run(runnable, feeds), strict=True))
         for number, layer in enumerate(wanted):

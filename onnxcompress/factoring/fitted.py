@@ -11,6 +11,7 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from onnxcompress.calibration.statistics import Moments, shrinkage
 from onnxcompress.errors import InputError
 from onnxcompress.factoring.cp import cp, products_of
 from onnxcompress.plan import Ranks
@@ -108,9 +109,50 @@ def core_for(weights: Array, g: Array, into: Array) -> tuple[Array, Array]:
     return scipy.linalg.solve(inner, half @ weights.T, assume_a="pos").T, inner
 
 
-def output_basis(weights: Array, g: Array) -> Array:
-    """Principal components of the response, the strongest first, columns (M, M)."""
-    return np.linalg.eigh(weights @ g @ weights.T)[1][:, ::-1]
+def responses(weights: Array, covariance: NDArray) -> Array:
+    """The covariance of a response, (M, M), from that of what its weights are applied to."""
+    return weights @ regular(covariance) @ weights.T
+
+
+def responses_to(weights: Array, x: NDArray, shrinkage: float = 0.0) -> Array:
+    """The same from what they are applied to, less its mean: (n, d), where n may be far below d.
+
+    Args:
+        weights: (M, d).
+        x: the n inputs.
+        shrinkage: share by which their covariance is drawn to its diagonal.
+    """
+    y = (x @ weights.T.astype(x.dtype)).astype(np.float64)
+    variances = np.mean(np.square(x, dtype=np.float64), axis=0)
+    own = np.sqrt(shrinkage * variances + FLOOR * variances.mean())
+    return (1 - shrinkage) * (y.T @ y) / len(x) + (weights * own) @ (weights * own).T
+
+
+def layer_responses(weights: Array, moments: Moments) -> Array:
+    """The same, (groups, M, M), of a layer's weights, (groups, M, d)."""
+    if moments.rows.size:
+        share = shrinkage(*moments.rows.shape[:0:-1])
+        pairs = zip(weights, moments.rows, strict=True)
+        return np.stack([responses_to(weight, rows, share) for weight, rows in pairs])
+    pairs = zip(weights, moments.covariance, strict=True)
+    return np.stack([responses(weight, covariance) for weight, covariance in pairs])
+
+
+def output_basis(response: Array) -> Array:
+    """Principal components of a response of that covariance, the strongest first, columns (M, M)."""
+    return np.linalg.eigh(response)[1][:, ::-1]
+
+
+def product_factors(weights: Array, response: Array, rank: int) -> Factors:
+    """Two factors of a product that leave the least error of its response (Zhang et al. 2016, section 3.1).
+
+    Args:
+        weights: (M, C).
+        response: its covariance, (M, M).
+        rank: of the factors.
+    """
+    out = output_basis(response)[:, :rank]
+    return _orthonormal(out, out.T @ weights, None)
 
 
 def fit_factors(
@@ -129,18 +171,19 @@ def fit_factors(
         ranks: for a kernel of one element, the same rank twice.
         start: factors at these ranks that are near already; those of a CP are sought from there.
     """
+    if weights.shape[1] == channels:
+        return product_factors(weights, responses(weights, covariance), ranks.out)
     filters, g = len(weights), regular(covariance)
     if ranks.depthwise:
         near = (start.core, start.into) if start is not None and start.into is not None else None
         return Factors(*cp(weights, g, channels, ranks.out, near, ITERATIONS), depthwise=True)
-    point = weights.shape[1] == channels
     into, core, inner = None, weights, g
-    if ranks.into < channels and not point:
+    if ranks.into < channels:
         into = input_basis(weights, g, channels)[: ranks.into]
         core, inner = core_for(weights, g, into)
-    if not point and ranks.out >= filters:
+    if ranks.out >= filters:
         return _orthonormal(None, core, into)
-    out = output_basis(core, inner)[:, : ranks.out]
+    out = output_basis(core @ inner @ core.T)[:, : ranks.out]
     return _orthonormal(out, out.T @ core, into)
 
 
@@ -166,9 +209,9 @@ def response_error(weights: Array, other: Array, covariance: NDArray) -> float:
     return float(np.sum((difference @ covariance) * difference))
 
 
-def matrix_errors(weights: Array, covariance: NDArray) -> Array:
-    """What is lost of the variance of a product's response at rank 0 … M, (M + 1,)."""
-    variances = np.linalg.eigvalsh(weights @ regular(covariance) @ weights.T)[::-1]
+def product_errors(response: Array) -> Array:
+    """What is lost of the variance of a product's response, of that covariance, at rank 0 … M, (M + 1,)."""
+    variances = np.linalg.eigvalsh(response)[::-1]
     return np.maximum(variances.sum() - np.cumsum([0.0, *variances]), 0)
 
 

@@ -82,6 +82,10 @@ def _response_ranks(layer: FactorLayer, rank: MatrixRank, moments: Moments) -> R
     channels = layer.sides[1]
     outs, ins = [], []
     weights = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+    if moments.rows.size:
+        roots = moments.rows.swapaxes(1, 2) / math.sqrt(moments.count)
+        highest = max(rank(weight @ root) for weight, root in zip(weights, roots, strict=True))
+        return Ranks(highest, highest)
     for weight, covariance in zip(weights, moments.covariance, strict=True):
         g = regular(covariance)
         outs.append(rank(weight @ np.linalg.cholesky(g)))

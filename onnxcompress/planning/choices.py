@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcompress.calibration.statistics import Moments
-from onnxcompress.factoring.fitted import cp_errors, matrix_errors
+from onnxcompress.factoring.fitted import cp_errors, layer_responses, product_errors
 from onnxcompress.layers import FactorLayer
 from onnxcompress.plan import Plan, Ranks, matches
 from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, ranks_of
@@ -138,15 +138,15 @@ def possible(layer: FactorLayer, moments: Moments) -> Options:
     if layer.obstacle:
         return []
     weights = layer.weight.reshape(layer.groups, layer.sides[0], -1)
-    parts = list(zip(weights, moments.covariance, strict=True))
     if layer.kind != "kxk":
-        lost = np.sum([matrix_errors(weight, covariance) for weight, covariance in parts], axis=0)
+        lost = np.sum([product_errors(response) for response in layer_responses(weights, moments)], axis=0)
         return [(Ranks(rank, rank), float(lost[rank])) for rank in range(1, min(layer.sides))]
     each = layer.chain_macs(Ranks(1, 1, depthwise=True)) * BLOCK
     blocks = sorted({int(layer.macs * share / each) for share in CP_SHARES} - {0})
     looked_at = [BLOCK * count for count in blocks if BLOCK * count <= layer.highest_cp_rank]
     if not looked_at:
         return []
+    parts = zip(weights, moments.covariance, strict=True)
     lost = np.sum(
         [cp_errors(weight, covariance, layer.sides[1], looked_at) for weight, covariance in parts], axis=0
     )

@@ -13,7 +13,13 @@ from onnxcompress.calibration.samples import Parts, own
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.calibration.statistics import Moments, statistics
 from onnxcompress.data import spread
-from onnxcompress.factoring.fitted import fit_factors, regular, response_error
+from onnxcompress.factoring.fitted import (
+    fit_factors,
+    layer_responses,
+    product_errors,
+    product_factors,
+    regular,
+)
 from onnxcompress.layers import FactorLayer, factor_layers, set_weights
 from onnxcompress.measure.damage import Damage
 from onnxcompress.plan import Ranks
@@ -94,6 +100,11 @@ def factored(layer: FactorLayer, moments: Moments, ranks: Ranks) -> tuple[Change
     """A layer with the weights of its fitted factors and an exact bias, and the variance that it loses."""
     given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
     weights, lost = [], 0.0
+    if layer.kind != "kxk":
+        for weight, response in zip(given, layer_responses(given, moments), strict=True):
+            weights.append(product_factors(weight, response, ranks.out).weights)
+            lost += float(product_errors(response)[ranks.out])
+        return changed(layer, moments, np.stack(weights)), lost
     for weight, covariance in zip(given, moments.covariance, strict=True):
         weights.append(fit_factors(weight, covariance, layer.sides[1], ranks).weights)
         rest = weight - weights[-1]
@@ -104,11 +115,8 @@ def factored(layer: FactorLayer, moments: Moments, ranks: Ranks) -> tuple[Change
 def halved(layer: FactorLayer, moments: Moments) -> tuple[Change, float]:
     """A layer with weights half as large and an exact bias, and the variance that it loses."""
     half = layer.weight.reshape(layer.groups, layer.sides[0], -1) / 2
-    lost = sum(
-        response_error(each, 0 * each, covariance)
-        for each, covariance in zip(half, moments.covariance, strict=True)
-    )
-    return changed(layer, moments, half), lost
+    lost = np.einsum("gii->", layer_responses(half, moments))
+    return changed(layer, moments, half), float(lost)
 
 
 def changed(layer: FactorLayer, moments: Moments, weights: NDArray[np.float64]) -> Change:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxcompress.calibration.patches import obstacle
+from onnxcompress.calibration.patches import obstacle, too_wide
 from onnxcompress.calibration.statistics import Moments
 from onnxcompress.factoring.fitted import regular
 from onnxcompress.layers import FactorLayer
@@ -75,14 +75,14 @@ def readers(
     Args:
         graph: of the network.
         layers: of it.
-        moments: by layer; those without are no readers here.
+        moments: by layer; those without a covariance are no readers here.
         sensitivity: damage for each unit of variance of a layer's response that is lost, by layer.
     """
     axes = {(entry.node, entry.parameter, entry.axis): entry for entry in graph.parameters}
     found = []
     for layer in layers:
         entry = axes.get((layer.node, layer.weights, 0 if layer.mirrored else 1)) if layer.shape else None
-        if entry is None or layer.kind == "depthwise" or layer.name not in moments:
+        if entry is None or layer.kind == "depthwise" or not _known(layer, moments):
             continue
         sets = graph.set_of[entry.atoms].reshape(layer.groups, layer.sides[1])
         sets = np.where(np.isin(sets, list(graph.locked)), -1, sets)
@@ -102,8 +102,8 @@ def unseen(
         layers: of it.
         moments: by layer.
     """
-    known = {layer.node for layer in layers if layer.name in moments or layer.kind == "depthwise"}
-    obstacles = {layer.node: obstacle(layer) for layer in layers}
+    known = {layer.node for layer in layers if _known(layer, moments) or layer.kind == "depthwise"}
+    obstacles = {layer.node: obstacle(layer) or too_wide(layer) for layer in layers}
     own = {layer.node: layer.atoms for layer in graph.layers}
     found: dict[int, str] = {}
     for entry in graph.parameters:
@@ -115,6 +115,11 @@ def unseen(
             for each in np.unique(graph.set_of[entry.atoms]).tolist():
                 found.setdefault(each, f"read by '{node.name}': {why}")
     return found
+
+
+def _known(layer: FactorLayer, moments: Mapping[str, Moments]) -> bool:
+    """Whether the covariance of what a layer reads is there."""
+    return layer.name in moments and moments[layer.name].covariance.size > 0
 
 
 def repaired(reader: Reader, gone: NDArray[np.int64]) -> Array:

@@ -6,7 +6,7 @@ equation 1). Where a Relu follows, an error counts only where it shows behind it
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -20,7 +20,7 @@ from onnxcompress.calibration.samples import Samples, own
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.data import spread
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.fitted import Factors, fit_factors
+from onnxcompress.factoring.fitted import Factors, fit_factors, product_factors, responses_to
 from onnxcompress.layers import FactorLayer, factor_layers, relu_after, set_weights
 from onnxcompress.plan import Ranks
 from onnxcompress.progress import Steps
@@ -230,20 +230,23 @@ def fit_group(
     """
     x_mean = x[:fitted].mean(axis=0, dtype=np.float64) if bias else np.zeros(x.shape[1])
     x -= x_mean.astype(np.float32)
-    ours, theirs = x[:fitted], x[fitted:]
-    g, g_held = _product(ours, ours), _product(theirs, theirs)
-    if not (np.isfinite(g).all() and np.isfinite(g_held).all() and np.isfinite(y).all()):
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise InputError("the network computes NaN or infinite values on the calibration data")
+    ridges = _Ridges(x[:fitted], x[fitted:])
+    point = x.shape[1] == channels
+    g = None if ranks is None or point else (x[:fitted].T @ x[:fitted]).astype(np.float64) / max(fitted, 1)
     response = x @ given.T.astype(np.float32)
-    solvers = _solvers(g)
     target, factors = y, None
     for _ in range(1 + RELU_ROUNDS * relu):
         mean = target[:fitted].mean(axis=0, dtype=np.float64) if bias else np.zeros(y.shape[1])
         left = target - mean.astype(np.float32) - response
-        c, c_held = _product(left[:fitted], ours), _product(left[fitted:], theirs)
-        weights = given + _best(solvers, c, g_held, c_held)
+        weights = given + ridges.best(left[:fitted], left[fitted:])
         if ranks is not None:
-            factors = fit_factors(weights, g, channels, ranks, factors)
+            factors = (
+                fit_factors(weights, g, channels, ranks, factors)
+                if g is not None
+                else product_factors(weights, responses_to(weights, x[:fitted]), ranks.out)
+            )
             weights = factors.weights
         if relu:
             found = x @ weights.T.astype(np.float32) + mean.astype(np.float32)
@@ -251,31 +254,42 @@ def fit_group(
     return weights, mean - weights @ x_mean, factors
 
 
-def _solvers(g: Array) -> list[Callable[[Array], Array]]:
-    """Ridge regressions: from products of responses with inputs, (m, d), to weights, (m, d)."""
-    scale = max(np.trace(g) / len(g), np.finfo(np.float64).tiny)
+class _Ridges:
+    """Ridge regressions on inputs x, (n, d), whose equations are d × d, or n × n where those are fewer.
 
-    def solver(ridge: float) -> Callable[[Array], Array]:
-        factor = scipy.linalg.cho_factor(g + ridge * scale * np.eye(len(g)))
-        return lambda c: scipy.linalg.cho_solve(factor, c.T).T
+    Of the latter, (XᵀX + λ)⁻¹Xᵀ = Xᵀ(XXᵀ + λ)⁻¹.
 
-    return [solver(ridge) for ridge in RIDGES]
+    Args:
+        x: off their mean.
+        held: other inputs, which choose λ.
+    """
 
+    def __init__(self, x: NDArray[np.float32], held: NDArray[np.float32]) -> None:
+        self._x, self._dual = x, len(x) < x.shape[1]
+        self._held = held @ x.T if self._dual else held
+        products = (x @ x.T if self._dual else x.T @ x).astype(np.float64) / max(len(x), 1)
+        scale = max(np.trace(products) / x.shape[1], np.finfo(np.float64).tiny)
+        self._factors = [
+            scipy.linalg.cho_factor(products + ridge * scale * np.eye(len(products))) for ridge in RIDGES
+        ]
 
-def _best(solvers: list[Callable[[Array], Array]], c: Array, g_held: Array, c_held: Array) -> Array:
-    """The change of weights that does best on what is held back; none, where none does any good."""
-    best, chosen = 0.0, np.zeros_like(c)
-    for solve in solvers:
-        change = solve(c)
-        error = float(np.sum((change @ g_held) * change) - 2 * np.sum(change * c_held))
-        if error < best:
-            best, chosen = error, change
-    return chosen
+    def best(self, left: NDArray[np.float32], held: NDArray[np.float32]) -> Array:
+        """The change of weights, (m, d), that does best on what is held back; none, where none does any good.
 
-
-def _product(a: NDArray, b: NDArray) -> Array:
-    """Mean of the outer products of rows."""
-    return (a.T @ b).astype(np.float64) / max(len(a), 1)
+        Args:
+            left: what the responses to x lack, (n, m).
+            held: what those to the other inputs lack.
+        """
+        right = (left if self._dual else self._x.T @ left).astype(np.float64) / max(len(left), 1)
+        before = np.sum(np.square(held, dtype=np.float64))
+        least, chosen = 0.0, np.zeros_like(right)
+        for factor in self._factors:
+            solution = scipy.linalg.cho_solve(factor, right)
+            found = self._held @ solution.astype(np.float32)
+            error = float(np.sum(np.square(found - held, dtype=np.float64)) - before)
+            if error < least:
+                least, chosen = error, solution
+        return (self._x.T @ chosen.astype(np.float32)).astype(np.float64).T if self._dual else chosen.T
 
 
 def _input(layer: FactorLayer) -> str:
