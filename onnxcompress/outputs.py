@@ -1,5 +1,6 @@
 """What a network gives: class scores, probabilities, or any of its values."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,28 @@ from onnxcompress.shapes import concrete_shapes
 PASSING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Dropout"})
 """Operators that leave class scores as they are."""
 
+SOFTMAX_OVER_LAST = 13
+"""Opset from which on a Softmax without an axis is over the last one."""
+
+
+def judged(outputs: Sequence[object]) -> list[np.ndarray]:
+    """Of a run's outputs those that say how good it is: real numbers; where there are none, others.
+
+    Class numbers beside class scores are left out, and what is no tensor of numbers.
+
+    Raises:
+        InputError: when no output is a tensor of numbers.
+    """
+    arrays = [y for y in outputs if isinstance(y, np.ndarray) and y.dtype.kind in "fiub"]
+    if not arrays:
+        raise InputError("no output of the network is a tensor of numbers: there is nothing to compare")
+    return [y for y in arrays if y.dtype.kind == "f"] or arrays
+
+
+def are_scores(shape: Sequence[int]) -> bool:
+    """Whether outputs of this shape can be class scores: (N, 2 classes or more), trailing ones aside."""
+    return len(shape) >= 2 and shape[1] >= 2 and math.prod(shape[2:]) == 1
+
 
 def scores_of(model: ir.Model) -> ir.Value:
     """The class scores before the softmax, if there is one: (N, 2 classes or more), trailing ones aside.
@@ -24,15 +47,21 @@ def scores_of(model: ir.Model) -> ir.Value:
     for output in model.graph.outputs:
         shape = shapes.get(str(output.name), ())
         floating = output.dtype is None or output.dtype.is_floating_point()
-        if not floating or len(shape) < 2 or shape[1] < 2 or int(np.prod(shape[2:])) != 1:
+        if not floating or not are_scores(shape):
             continue
         value = output
         while (node := value.producer()) is not None and node.inputs[0] is not None:
+            before = node.inputs[0]
+            given = shapes.get(str(before.name), shape)
+            if not are_scores(given) or given[1] != shape[1]:
+                break
             if node.op_type in ("Softmax", "LogSoftmax") and not node.domain:
-                return node.inputs[0]
+                default = 1 if model.opset_imports.get("", 1) < SOFTMAX_OVER_LAST else -1
+                over_classes = node.attributes.get_int("axis", default) % len(given) == 1
+                return before if over_classes else output
             if node.op_type not in PASSING:
                 break
-            value = node.inputs[0]
+            value = before
         return output
     raise InputError(
         "no output of the network is (N, classes): there are no class scores, which Taylor importance and "
@@ -60,8 +89,9 @@ def answers(model: ir.Model) -> ir.Model:
     except InputError:
         return model
     names = Names(result.graph)
-    node = ir.node("Softmax", [result.graph.outputs[0]], {"axis": 1}, name=names.fresh("softmax"))
-    node.outputs[0].name, node.outputs[0].dtype = names.fresh("probabilities"), ir.DataType.FLOAT
+    scores = result.graph.outputs[0]
+    node = ir.node("Softmax", [scores], {"axis": 1}, name=names.fresh("softmax"))
+    node.outputs[0].name, node.outputs[0].type = names.fresh("probabilities"), scores.type
     result.graph.append(node)
     result.graph.outputs[0] = node.outputs[0]
     return result

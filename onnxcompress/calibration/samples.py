@@ -276,4 +276,7 @@ def _check(arrays: dict[str, np.ndarray], inputs: dict) -> int:
             raise InputError(
                 f"the samples of '{name}' have shape {array.shape[1:]}, the network takes {want}"
             )
+        finite = np.array([np.isfinite(sample).all() for sample in array])
+        if not finite.all():
+            raise InputError(f"sample {finite.argmin()} of '{name}' holds NaN or infinite values")
     return next(iter(counts.values()))

@@ -9,7 +9,8 @@ import onnxruntime as ort
 
 from onnxcompress.data import Data, batches, open_data, subset
 from onnxcompress.errors import InputError
-from onnxcompress.measure.damage import Damage, log_probabilities
+from onnxcompress.measure.damage import VARYING, Damage, log_probabilities
+from onnxcompress.outputs import are_scores, judged
 from onnxcompress.preprocessing import Preprocessing, from_metadata
 from onnxcompress.progress import Steps
 from onnxcompress.runtime import DTYPES, run, session
@@ -219,13 +220,15 @@ def _outputs(runnable: ort.InferenceSession, x: np.ndarray, values: bool) -> tup
     for start in range(0, len(x), size):
         part = x[start : start + size]
         padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        outputs = run(runnable, {value.name: padded})
+        outputs = judged(run(runnable, {value.name: padded}))
         runs.append([y[: len(part)] for y in outputs if y.ndim and len(y) == size])
+    if len({tuple(y.shape[1:] for y in each) for each in runs}) > 1:
+        raise InputError(VARYING)
     outputs = [np.concatenate(ys).astype(np.float64) for ys in zip(*runs, strict=True)]
     if not outputs:
         raise InputError("no output of the network has one entry per sample: nothing can be evaluated")
     for y in outputs if not values else []:
-        if y.ndim >= 2 and y[0].size == y.shape[1] > 1:
+        if are_scores(y.shape):
             return y.reshape(len(x), -1), True
     return np.concatenate([y.reshape(len(x), -1) for y in outputs], axis=1), False
 

@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from onnxcompress.calibration.samples import Samples, fed, own
 from onnxcompress.measure.damage import Damage
+from onnxcompress.outputs import are_scores, judged
 from onnxcompress.runtime import run, session
 
 
@@ -36,14 +37,15 @@ def closeness(original: ir.Model, network: ir.Model, samples: Samples) -> Closen
     damage, same, best = Damage(samples.values), [], set[int]()
     for places, feeds in fed(samples, first):
         a, b = (
-            [own(y, places, len(next(iter(feeds.values())))) for y in run(runnable, feeds)]
+            [own(y, places, len(next(iter(feeds.values())))) for y in judged(run(runnable, feeds))]
             for runnable in (first, second)
         )
         damage.add(a, b)
-        scores = a[0].reshape(len(a[0]), -1) if a[0].ndim else np.zeros((0, 0))
-        if not samples.values and a[0].ndim >= 2 and scores.shape[1] == a[0].shape[1] > 1:
-            classes = scores.argmax(axis=1)
-            same.append(classes == b[0].reshape(scores.shape).argmax(axis=1))
+        scores = next((pair for pair in zip(a, b, strict=True) if are_scores(pair[0].shape)), None)
+        if scores is not None and not samples.values:
+            classes, others = (each.reshape(each.shape[:2]).argmax(axis=1) for each in scores)
+            finite = np.isfinite(scores[1]).reshape(len(others), -1).all(axis=1)
+            same.append(finite & (classes == others))
             best.update(classes.tolist())
     agreement = float(np.concatenate(same).mean()) if same else None
     return Closeness(float(damage.of_samples().mean()), agreement, len(best))

@@ -7,11 +7,18 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from onnxcompress.errors import InputError
+from onnxcompress.outputs import are_scores, judged
 
 Array = NDArray[np.float64]
 
 CONSTANT = 1e-12
 """Variance, relative to the mean square, below which outputs count as the same for all samples."""
+
+
+VARYING = (
+    "an output has as many entries as the network finds objects and cannot be compared: cut the network "
+    "before its NonMaxSuppression (or NonZero), and put that behind the result"
+)
 
 
 class Damage:
@@ -29,23 +36,21 @@ class Damage:
         self._sums: list[Array] = []
 
     def add(self, original: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
-        """The outputs of both networks for a batch.
+        """The outputs of both networks for a batch, of which those count that `judged` names.
 
         Raises:
             InputError: when they do not have the same shapes, or are empty.
         """
-        pairs = [(np.atleast_1d(a), np.atleast_1d(b)) for a, b in zip(original, outputs, strict=True)]
+        both = zip(judged(original), judged(outputs), strict=True)
+        pairs = [(np.atleast_1d(a), np.atleast_1d(b)) for a, b in both]
         if not self._sums:
             self._sums = [np.zeros(3) for _ in pairs]
         if any(a.shape != b.shape or not a.size for a, b in pairs):
-            raise InputError(
-                "an output has as many entries as the network finds objects and cannot be compared: cut the "
-                "network before its NonMaxSuppression (or NonZero), and put that behind the result"
-            )
+            raise InputError(VARYING)
         errors = []
         for (a, b), sums in zip(pairs, self._sums, strict=True):
             p, q = (np.asarray(each, np.float64).reshape(len(each), -1) for each in (a, b))
-            if not self._values and a.ndim >= 2 and a.shape[1] == p.shape[1] > 1:
+            if not self._values and are_scores(a.shape):
                 p, q = log_probabilities(p), log_probabilities(q)
                 errors.append(np.sum(np.exp(p) * (p - q), axis=1))
             else:

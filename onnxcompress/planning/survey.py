@@ -22,6 +22,7 @@ from onnxcompress.factoring.fitted import (
 )
 from onnxcompress.layers import FactorLayer, factor_layers, set_weights
 from onnxcompress.measure.damage import Damage
+from onnxcompress.outputs import judged
 from onnxcompress.plan import Ranks
 from onnxcompress.progress import Steps
 from onnxcompress.pruning.analysis import analyse
@@ -178,4 +179,7 @@ def measured_damage(
 def _outputs(stages: Stages, names: Sequence[str]) -> list[list[np.ndarray]]:
     """Batch by batch, what the network gives for the samples."""
     batches = zip(stages.rest(names), stages.batches, stages.rows, strict=True)
-    return [[own(values[name], places, rows) for name in names] for values, places, rows in batches]
+    return [
+        [own(y, places, rows) for y in judged([values[name] for name in names])]
+        for values, places, rows in batches
+    ]
