@@ -9,7 +9,7 @@ from pathlib import Path
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A path to write to, beside the given one; what is there in the end takes the given one's place."""
-    path = Path(path)
+    path = Path(path).resolve()  # a link stays one
     draft = path.with_name(f".{path.name}.draft")
     try:
         yield draft

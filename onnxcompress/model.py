@@ -18,7 +18,7 @@ from onnxcompress import checks
 from onnxcompress.errors import InputError, naming
 from onnxcompress.names import Names
 from onnxcompress.runtime import NoKernelError, check_runs, random_feeds, runner, session
-from onnxcompress.shapes import infer, is_free, stand_ins
+from onnxcompress.shapes import Shapes, infer, is_free, stand_ins
 from onnxcompress.weights import (
     FILES,
     files_of,
@@ -196,6 +196,8 @@ def check_output(path: str | Path, *inputs: str | Path) -> None:
         raise InputError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the name of a file in it")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is a device or a pipe, whose place an output would take; name a file")
     try:
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
@@ -221,7 +223,7 @@ def save(model: ir.Model, path: str | Path, *, original: ir.Model | None = None)
     """
     with _draft(Path(path)) as draft:
         _write(model, draft)
-        validate(draft, original)
+        validate(draft, original, stand_ins(original or model))
 
 
 def copy(model: ir.Model, path: str | Path) -> None:
@@ -238,13 +240,14 @@ def copy(model: ir.Model, path: str | Path) -> None:
             _write(model, draft)
         else:
             shutil.copyfile(source, draft)
-        validate(draft, model)
+        validate(draft, model, stand_ins(model))
 
 
 @contextmanager
 def _draft(path: Path) -> Iterator[Path]:
     """A path in a folder of its own, whose files come to lie at and beside the given one if all goes well."""
     check_output(path)
+    path = path.resolve()  # a link stays one
     with tempfile.TemporaryDirectory(prefix=".onnxcompress-", dir=path.parent) as folder:
         yield Path(folder) / path.name
         data = path.with_name(f"{path.name}.data")
@@ -265,7 +268,7 @@ def _write(model: ir.Model, path: Path) -> None:
     ir.save(model, path, format="protobuf", external_data=data)
 
 
-def validate(path: Path, original: ir.Model | None = None) -> None:
+def validate(path: Path, original: ir.Model | None, shapes: Shapes) -> None:
     """Have `onnx.checker` (full) and ONNX Runtime accept a file, and run it once on random input.
 
     A network with operators that ONNX Runtime lacks (on doubles, mostly) is run by onnx's reference evaluator
@@ -275,6 +278,7 @@ def validate(path: Path, original: ir.Model | None = None) -> None:
         path: of the file.
         original: the network that it was made from: random input that this one cannot work on either is not
             held against the file.
+        shapes: of the input, by name, where the file leaves them open.
 
     Raises:
         InputError: with the first line of the refusal.
@@ -288,7 +292,7 @@ def validate(path: Path, original: ir.Model | None = None) -> None:
         raise InputError(f"{path.name}: the result breaks ONNX's rules: {problem}")
     try:
         runnable = runner(path)
-        feeds = random_feeds(runnable, {} if original is None else stand_ins(original))
+        feeds = random_feeds(runnable, shapes)
     except InputError as error:
         raise InputError(str(error).replace(str(path), path.name)) from None
     try:

@@ -97,6 +97,12 @@ def test_options_that_would_change_nothing_are_refused(run, folder, arguments, m
     assert not Path("out.onnx").exists()
 
 
+def test_plans_of_names_without_onnx_do_not_overwrite_each_other(run, folder):
+    for share in ("0.3", "0.5"):
+        assert run("decompose", "model.onnx", "-o", f"small_{share}", "--rank", f"fraction:{share}")[0] == 0
+    assert {path.name for path in folder.glob("*.yaml")} == {"small_0.3.plan.yaml", "small_0.5.plan.yaml"}
+
+
 def test_what_was_not_looked_at_is_said(run, folder):
     _, out, _ = run("prune", "model.onnx", "-o", "out.onnx")
     assert "its accuracy was not looked at" in out

@@ -1,12 +1,16 @@
 """Files of every kind, in and out."""
 
+import os
+
 import numpy as np
 import onnx
+import onnx.parser
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
+from onnxcompress.errors import InputError
 from onnxcompress.model import simplify
 from onnxcompress.runtime import run, session
 from tests.networks import Builder
@@ -42,6 +46,69 @@ def test_weights_too_large_for_one_file_lie_beside_it(network, tmp_path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx", "out.onnx.data"]
     x = {"x": np.ones((1, 3, 8, 8), np.float32)}
     np.testing.assert_array_equal(run(session(tmp_path / "out.onnx"), x)[0], run(session(network), x)[0])
+
+
+@pytest.mark.parametrize(
+    "shape",
+    ["float[N, H, W, 3]", "float[N, 3, H, W]"],
+)
+def test_a_result_is_saved_without_the_network_that_it_came_from(shape, tmp_path):
+    """At sizes at which it works, also where these are not the usual ones."""
+    random = np.random.default_rng(0)
+    last = shape.endswith("3]")
+    model = from_text(
+        f"g ({shape} x) => (float[N, 4] y) {{"
+        + ("t = Transpose <perm = [0, 3, 1, 2]> (x)" if last else "t = Identity(x)")
+        + "a = Conv <pads = [1, 1, 1, 1]> (t, v) b = Relu(a) "
+        + "c = Conv <pads = [1, 1, 1, 1]> (b, w) d = Relu(c)"
+        + ("e = GlobalAveragePool(d)" if last else "e = Identity(d)")
+        + "f = Flatten(e) y = Gemm <transB = 1> (f, u) }",
+        {
+            "v": random.standard_normal((8, 3, 3, 3)).astype(np.float32),
+            "w": random.standard_normal((8, 8, 3, 3)).astype(np.float32),
+            "u": random.standard_normal((4, 8 if last else 8 * 64 * 64)).astype(np.float32),
+        },
+    )
+    oc.save(oc.decompose(model, rank="fraction:0.3").model, tmp_path / "out.onnx")
+    assert (tmp_path / "out.onnx").exists()
+
+
+def test_devices_and_pipes_are_left_alone_and_links_followed(network, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe: is a device or a pipe"):
+        oc.save(network, tmp_path / "pipe")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link.onnx").symlink_to(tmp_path / "there" / "real.onnx")
+    oc.save(network, tmp_path / "link.onnx")
+    assert (tmp_path / "link.onnx").is_symlink()
+    assert (tmp_path / "there" / "real.onnx").exists()
+
+
+def test_functions_of_another_opset_are_fitted_behind(tmp_path):
+    random = np.random.default_rng(0)
+    proto = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17, "my" : 1]>
+        g (float[N, 3, 8, 8] x) => (float[N, 4] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, v)
+            b = my.Act(a)
+            c = Conv <pads = [1, 1, 1, 1]> (b, w)
+            d = my.Act(c)
+            e = GlobalAveragePool(d)
+            f = Flatten(e)
+            y = Gemm <transB = 1> (f, u)
+        }
+        <opset_import: ["" : 16], domain: "my">
+        Act (a) => (b) { b = Relu(a) }"""
+    )
+    for name, shape in (("v", (8, 3, 3, 3)), ("w", (8, 8, 3, 3)), ("u", (4, 8))):
+        proto.graph.initializer.append(
+            numpy_helper.from_array(random.standard_normal(shape).astype(np.float32), name)
+        )
+    onnx.save(proto, tmp_path / "m.onnx")
+    data = oc.Calibration([{"x": random.standard_normal((40, 3, 8, 8)).astype(np.float32)}])
+    result = oc.decompose(tmp_path / "m.onnx", rank="fraction:0.5", data=data)
+    assert result.fitted is not None
+    oc.save(result.model, tmp_path / "out.onnx")
 
 
 def test_opset_7_with_initializers_among_the_inputs(tmp_path):

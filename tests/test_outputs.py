@@ -84,7 +84,10 @@ def test_answers_have_the_type_of_the_scores():
 
 def test_what_is_no_tensor_is_left_out():
     model = network(
-        "g (float[n, 6] x) => (seq(float[n, 5]) s, float[n, 5] y) { y = MatMul(x, w) s = SequenceConstruct(y) }",
+        """g (float[n, 6] x) => (seq(float[n, 5]) s, float[n, 5] y) {
+            y = MatMul(x, w)
+            s = SequenceConstruct(y)
+        }""",
         {"w": W},
     )
     found = evaluate(model, Data("numbers", X, None), reference=model)

@@ -101,7 +101,9 @@ class Stages:
     def _part(self, names: Sequence[str]) -> ir.Model:
         """The part of the network that computes these values from those that are kept."""
         graph = ir.convenience.extract(self.model.graph, self._known, names)
-        part = ir.Model(graph, ir_version=self.model.ir_version)
+        graph.opset_imports.update(self.model.graph.opset_imports)
+        functions = [function.clone() for function in self.model.functions.values()]
+        part = ir.Model(graph, ir_version=self.model.ir_version, functions=functions)
         part = rewrite_lrn(part, lrn_nodes(part))  # LRN nodes are slow
         for value in part.graph.inputs:
             if str(value.name) in self._types:  # inference does not know those of all operators

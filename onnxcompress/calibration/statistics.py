@@ -14,6 +14,7 @@ from onnxcompress.drafts import replacing
 from onnxcompress.errors import InputError
 from onnxcompress.layers import FactorLayer
 from onnxcompress.lrn import lrn_nodes, rewrite_lrn
+from onnxcompress.model import check_output
 from onnxcompress.progress import Steps
 from onnxcompress.runtime import run, session
 from onnxcompress.weights import weights_of
@@ -141,6 +142,7 @@ def kept_statistics(
     """
     if path is None:
         return statistics(model, layers, samples, progress)
+    check_output(path)
     path, key = Path(path), _key(model, samples)
     if path.exists():
         try:

@@ -704,7 +704,7 @@ def _read(source: Path, output: Path, *others: Path | None, write_plan: bool = T
 
 
 def _plan_of(output: Path) -> Path:
-    return output.with_suffix(".plan.yaml")
+    return output.with_name(f"{output.name.removesuffix('.onnx')}.plan.yaml")
 
 
 def _finish(

@@ -8,10 +8,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxcompress.errors import InputError
 from onnxcompress.model import load
 from onnxcompress.progress import Steps, counted
 from onnxcompress.runtime import random_feeds, run, session
@@ -26,6 +28,9 @@ LAYOUT = "(layout)"
 
 RUNTIME = "(runtime)"
 """Key of `node_times` for what ONNX Runtime adds and cannot be traced to a node of the network."""
+
+AROUND = frozenset({"If", "Loop", "Scan"})
+"""Operators that run other nodes, whose time is theirs, too."""
 
 _SUFFIX = "_kernel_time"
 
@@ -90,7 +95,8 @@ def bench(
         One entry per network, in their order.
 
     Raises:
-        InputError: when ONNX Runtime refuses a network or cannot run it on random input.
+        InputError: when ONNX Runtime refuses a network or cannot run it on random input, or the networks do
+            not take as many samples at a time.
     """
     if names is None:
         names = [name_of(model) for model in models]
@@ -99,6 +105,13 @@ def bench(
         random_feeds(runnable, stand_ins(load(model), batch))
         for runnable, model in zip(sessions, models, strict=True)
     ]
+    batches = [next((array.shape[0] for array in feed.values() if array.ndim), 1) for feed in feeds]
+    for name, size in zip(names, batches, strict=True):
+        if size != batches[0]:
+            raise InputError(
+                f"{name} takes {size} samples at a time, {names[0]} {batches[0]}: times do not compare; give "
+                f"--batch {size if size != batch else batches[0]}, or networks that take the same"
+            )
     random = np.random.default_rng(0)
 
     def time_round() -> np.ndarray:
@@ -126,7 +139,7 @@ def bench(
     return [
         Latency(
             name=name,
-            batch=next((array.shape[0] for array in feed.values() if array.ndim), 1),
+            batch=batches[index],
             runs=len(rounds),
             median=float(median[index]),
             p10=float(p10[index]),
@@ -135,7 +148,7 @@ def bench(
             ratio_p10=float(ratio_p10[index]),
             ratio_p90=float(ratio_p90[index]),
         )
-        for index, (name, feed) in enumerate(zip(names, feeds, strict=True))
+        for index, name in enumerate(names)
     ]
 
 
@@ -146,7 +159,8 @@ def node_times(
 
     The network runs with every optimization of ONNX Runtime on, as it does for users, so that some nodes are
     fused. A fused node counts under the layer that it grew from: Conv + BatchNormalization + Add + Relu is
-    all the Conv's, and the others are missing. Changes between memory layouts are summed under "(layout)".
+    all the Conv's, and the others are missing; an If or Loop takes what its body does. Changes between memory
+    layouts are summed under "(layout)".
     What cannot be traced to a node of the network is summed under "(runtime)". Recording itself takes some
     microseconds per node, so that the sum is more than `bench` measures. Progress is told after every run.
 
@@ -161,17 +175,25 @@ def node_times(
             run(runnable, feeds)
         events = json.loads(Path(runnable.end_profiling()).read_text(encoding="utf-8"))
     durations: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
-    for event in events:
-        if event["cat"] == "Node" and event["name"].endswith(_SUFFIX):
-            arguments = event["args"]
-            name = event["name"].removesuffix(_SUFFIX)
-            durations[name, arguments["op_name"], arguments["node_index"]].append(event["dur"] / 1e3)
+    kernels = [event for event in events if event["cat"] == "Node" and event["name"].endswith(_SUFFIX)]
+    around = [_span(event) for event in kernels if event["args"]["op_name"] in AROUND]
+    for event in kernels:
+        begun, ended = _span(event)
+        if any(first <= begun and ended <= last for first, last in around if (first, last) != (begun, ended)):
+            continue
+        name, arguments = event["name"].removesuffix(_SUFFIX), event["args"]
+        durations[name, arguments["op_name"], arguments["node_index"]].append(event["dur"] / 1e3)
     nodes = {str(node.name): node for node in model.graph}
     producers = {str(value.name): node for node in model.graph for value in node.outputs}
     times: defaultdict[str, float] = defaultdict(float)
     for (name, op_type, _), values in durations.items():
         times[_owner(name, op_type, nodes, producers)] += float(np.median(values))
     return dict(times)
+
+
+def _span(event: dict[str, Any]) -> tuple[float, float]:
+    """When an event began and ended, in microseconds."""
+    return event["ts"], event["ts"] + event["dur"]
 
 
 def _owner(name: str, op_type: str, nodes: dict[str, ir.Node], producers: dict[str, ir.Node]) -> str:

@@ -99,7 +99,7 @@ def test_the_same_input_for_networks_that_take_the_same(monkeypatch):
 def test_a_deeper_network_takes_longer(tmp_path):
     ir.save(stack(12, 64), tmp_path / "deep.onnx")
     shallow, deep = bench(
-        [stack(1, 64, batch=3), tmp_path / "deep.onnx"], threads=1, batch=2, runs=10, warmup=1
+        [stack(1, 64, batch=3), tmp_path / "deep.onnx"], threads=1, batch=3, runs=10, warmup=1
     )
     assert shallow.ratio == shallow.ratio_p10 == shallow.ratio_p90 == 1
     assert deep.ratio > 1
@@ -107,7 +107,14 @@ def test_a_deeper_network_takes_longer(tmp_path):
     assert 0 < shallow.p10 <= shallow.median <= shallow.p90
     assert shallow.median < deep.median
     assert deep.name == str(tmp_path / "deep.onnx")
-    assert (shallow.name, shallow.batch, deep.batch) == ("g", 3, 2)  # the first one's batch is fixed
+    assert (shallow.name, shallow.batch, deep.batch) == ("g", 3, 3)
+
+
+def test_times_of_more_samples_are_not_compared_with_those_of_fewer():
+    networks = [stack(1, 8), stack(1, 8, batch=3)]
+    with pytest.raises(InputError, match="b takes 3 samples at a time, a 1: times do not compare"):
+        bench(networks, names=["a", "b"])
+    assert [each.batch for each in bench(networks, batch=3, runs=1)] == [3, 3]
 
 
 def test_networks_that_cannot_run():
@@ -161,6 +168,25 @@ def test_times_go_to_the_layers_that_others_are_fused_into(tmp_path, monkeypatch
     assert set(times) <= heavy | {"node n2", LAYOUT}
     assert all(0 <= milliseconds < 1000 for milliseconds in times.values())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_in_a_branch_counts_once():
+    body = "a = Conv <pads = [1, 1, 1, 1]> (r, w_b) o = Relu(a)"
+    times = node_times(
+        convolutions(
+            f"""r = Conv <pads = [1, 1, 1, 1]> (x, w_a)
+            m = ReduceMax <keepdims = 0> (r)
+            c = Equal(m, m)
+            s = If (c) <
+                then_branch = t () => (float o) {{ {body} }},
+                else_branch = e () => (float o) {{ {body} }}
+            >
+            y = Flatten(s)""",
+            {"w_a": (16, 3, 3, 3), "w_b": (16, 16, 3, 3)},
+        )
+    )
+    assert "node s" in times
+    assert "(runtime)" not in times
 
 
 def test_the_slow_layer_is_seen(monkeypatch):
