@@ -3,6 +3,7 @@
 from .caffe import import_caffe
 from .calibration.given import Calibration
 from .compression import apply, compress, decompose, prune, tradeoff
+from .data import Data
 from .errors import InputError
 from .inspection import Inspection, inspect
 from .measure.accuracy import Accuracy, evaluate
@@ -23,6 +24,7 @@ __all__ = [
     "Calibration",
     "Compressed",
     "Cost",
+    "Data",
     "Epoch",
     "Finetuned",
     "Fitted",

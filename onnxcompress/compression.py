@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from onnxcompress.blas import one_blas_thread
 from onnxcompress.calibration.given import Calibration, calibration, moments_on, read_parts
-from onnxcompress.calibration.samples import Parts
+from onnxcompress.calibration.samples import Parts, Source
 from onnxcompress.choosing import (
     TAYLOR_SAMPLES,
     FilterChoice,
@@ -65,7 +65,7 @@ def prune(
     step: float | None = None,
     finetune_steps: int = 100,
     flops_weight: float = 0.0,
-    data: Calibration | str | Path | None = None,
+    data: Calibration | Source | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Remove whole filters, and neurons of Gemm layers, with everything tied to them.
@@ -112,7 +112,7 @@ def decompose(
     skip: Sequence[str] = (),
     include_pointwise: bool = False,
     include_gemm: bool = False,
-    data: Calibration | str | Path | None = None,
+    data: Calibration | Source | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Factor convolutions larger than 1×1 by Tucker-2; leave alone what would not have fewer MACs.
@@ -160,7 +160,7 @@ def compress(
     include_gemm: bool = False,
     seed: int = 0,
     training: Training | None = None,
-    data: Calibration | str | Path | None = None,
+    data: Calibration | Source | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Prune and decompose. LRN nodes become banded convolutions: exact, and several times as fast.
@@ -209,7 +209,7 @@ def apply(
     model: ir.Model | str | Path,
     plan: Plan | str | Path,
     *,
-    data: Calibration | str | Path | None = None,
+    data: Calibration | Source | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Do what a plan says, no more and no less.
@@ -237,7 +237,7 @@ def apply(
 def tradeoff(
     model: ir.Model | str | Path,
     *,
-    data: Calibration | str | Path,
+    data: Calibration | Source,
     kind: str = "macs",
     shares: Sequence[float] = (0.8, 0.65, 0.5, 0.4, 0.3),
     skip: Sequence[str] = (),
@@ -287,8 +287,10 @@ def _pruned_in_rounds(
     parts: Parts | None,
     progress: Progress | None,
 ) -> Compressed:
-    if rule.criterion not in ("", TAYLOR) or data is None or parts is None:
-        raise InputError(f"pruning in rounds goes by {TAYLOR} importance and needs data to train on")
+    if rule.criterion not in ("", TAYLOR):
+        raise InputError(f"criterion: pruning in rounds goes by {TAYLOR} importance, not {rule.criterion}")
+    if data is None or parts is None:
+        raise InputError("pruning in rounds trains in between: give samples with --data")
     graph = analyse(network, concrete_shapes(network))
     check_skip(rule.skip, [layer.name for layer in graph.layers])
     pruned, filters, missing = prune_and_train(

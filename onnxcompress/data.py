@@ -165,12 +165,8 @@ def _array_reader(
 ) -> Reader:
     samples = np.asanyarray(data.samples)
     found = samples.shape[1:]
-    if len(found) != len(shape) or any(
-        want not in (None, got) for want, got in zip(shape, found, strict=True)
-    ):
-        raise InputError(
-            f"{data.name}: its samples are {_times(found)}, but the network takes {_times(shape)}"
-        )
+    if not fits(found, shape):
+        raise InputError(f"{data.name}: its samples are {times(found)}, but the network takes {times(shape)}")
     if not np.can_cast(samples.dtype, dtype, "same_kind"):
         raise InputError(f"{data.name}: its samples are {samples.dtype}, but the network takes {dtype}")
 
@@ -191,10 +187,10 @@ def _image_reader(
         raise InputError(
             f"{data.name}: images need preprocessing, and the network carries none: say how they are "
             "prepared (PyTorch's for ImageNet: --channel-order RGB --mean 123.675,116.28,103.53 "
-            "--scale 0.01712,0.01751,0.01743; from Python: onnxcompress.Preprocessing)"
+            "--scale 0.01712,0.01751,0.01743 --resize 256x256; from Python: onnxcompress.Preprocessing)"
         )
     if len(shape) != 3 or dtype.kind != "f":
-        raise InputError(f"{data.name}: images cannot be fed to a network that takes {dtype} {_times(shape)}")
+        raise InputError(f"{data.name}: images cannot be fed to a network that takes {dtype} {times(shape)}")
     order = preprocessing.channel_order
     last = shape[0] != CHANNELS[order] == shape[2]
     channels, *sizes = (shape[2], *shape[:2]) if last else shape
@@ -299,11 +295,11 @@ def _open_arrays(path: Path) -> Data:
         raise InputError(f"{path}: holds no array 'x'")
     x, y = arrays["x"], arrays.get("y")
     if x.ndim < 2 or len(x) == 0 or x.dtype.kind not in "fiub":
-        raise InputError(f"{path}: 'x' is {x.dtype} {_times(x.shape)}; expected numbers, (samples, …)")
+        raise InputError(f"{path}: 'x' is {x.dtype} {times(x.shape)}; expected numbers, (samples, …)")
     if y is None:
         return Data(str(path), x, None)
     if y.shape != (len(x),):
-        raise InputError(f"{path}: 'y' is {_times(y.shape)}, but 'x' has {len(x)} samples")
+        raise InputError(f"{path}: 'y' is {times(y.shape)}, but 'x' has {len(x)} samples")
     if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= 10**LABEL_DIGITS:
         raise InputError(f"{path}: 'y' must hold class numbers from 0")
     return Data(str(path), x, y.astype(np.int64))
@@ -317,5 +313,13 @@ def _images_in(folder: Path) -> list[Path]:
     )
 
 
-def _times(shape: Sequence[int | None]) -> str:
+def fits(sample: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    """Whether a sample has the dimensions that a network takes; None: any."""
+    return len(sample) == len(wanted) and all(
+        want in (None, got) for want, got in zip(wanted, sample, strict=True)
+    )
+
+
+def times(shape: Sequence[int | None]) -> str:
+    """Dimensions in words; None: unknown."""
     return "×".join("?" if dim is None else str(dim) for dim in shape) or "a single number"

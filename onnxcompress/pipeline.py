@@ -14,6 +14,7 @@ from onnxcompress.lrn import lrn_nodes, rewrite_lrn, sums_squares
 from onnxcompress.measure.closeness import closeness
 from onnxcompress.measure.cost import cost
 from onnxcompress.plan import Plan
+from onnxcompress.preprocessing import attach
 from onnxcompress.progress import Progress, steps_of
 from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.recovery.least_squares import refit
@@ -41,10 +42,15 @@ def carry_out(
     plan = replace(plan, trained={})
     stages = [Stage("original", original, cost(original))]
     if unknown := set(plan.rewrite) - set(lrn_nodes(network)):
-        raise InputError(f"rewrite: there is no LRN node '{min(unknown)}'")
+        raise InputError(
+            f"rewrite: there is no LRN node '{min(unknown)}': is this the plan of another network, or has it "
+            "been applied already?"
+        )
     together = among(plan.decompose, network)
     filters = stacked(plan.prune, network, together)
     given = network = joined(network, together)
+    if parts is not None and parts.fit.preprocessing is not None:
+        attach(network, parts.fit.preprocessing)
     if plan.prune:
         network = remove_filters(network, filters)
     if plan.prune or plan.rewrite:

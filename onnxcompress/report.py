@@ -187,7 +187,8 @@ def fitted_lines(fitted: Fitted) -> list[str]:
         )
     if close.classes == 1:
         lines.append(
-            "all have the same best class: if the outputs are numbers, not class scores, give --values"
+            "all have the same best class: give --values if the outputs are numbers, not class scores; else "
+            "see whether --channel-order, --mean, --scale and --resize are those that the network needs"
         )
     if close.agreement is not None and fitted.report < FEW:
         # Of one success and one failure more (Agresti and Coull 1998): of 100 % too, the error is not 0.

@@ -57,6 +57,8 @@ def test_a_path_is_enough_for_data(digits):
     path = digits["calibration"]
     one, other = (oc.prune(SHIPPED, ratio=0.2, data=data) for data in (str(path), oc.Calibration(path)))
     assert (one.plan, one.fitted) == (other.plan, other.fitted)
+    x = np.load(path)["x"]
+    assert oc.prune(SHIPPED, ratio=0.2, data=[{"data": x[:50]}, {"data": x[50:]}]).fitted == one.fitted
 
 
 def test_the_budget_is_met_within_a_hundredth(small, calibration):

@@ -10,8 +10,10 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from PIL import Image
 
 import onnxcompress as oc
+from onnxcompress import preprocessing
 from onnxcompress.cli.terminal import show
 from tests.networks import Builder
 
@@ -101,6 +103,21 @@ def test_plans_of_names_without_onnx_do_not_overwrite_each_other(run, folder):
     for share in ("0.3", "0.5"):
         assert run("decompose", "model.onnx", "-o", f"small_{share}", "--rank", f"fraction:{share}")[0] == 0
     assert {path.name for path in folder.glob("*.yaml")} == {"small_0.3.plan.yaml", "small_0.5.plan.yaml"}
+
+
+def test_how_images_are_prepared_stays_with_the_result(run, folder):
+    """And they are cut out of a size that suits the network, not out of that of ImageNet's."""
+    (folder / "images").mkdir()
+    random = np.random.default_rng(0)
+    for number in range(12):
+        pixels = random.integers(0, 256, (10, 10, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+    options = ("--data", "images", "--channel-order", "RGB", "--mean", "0", "--scale", "0.01")
+    assert run("decompose", "model.onnx", "-o", "out.onnx", "--rank", "fraction:0.5", *options)[0] == 0
+    found = preprocessing.read(oc.load("out.onnx"))
+    assert found == oc.Preprocessing("RGB", (0.0,), (0.01,), resize=(9, 9))  # the network takes 8×8
+    assert preprocessing.read(oc.load("model.onnx")) is None
+    assert run("evaluate", "out.onnx", "--data", "images", "--reference", "model.onnx")[0] == 0
 
 
 def test_what_was_not_looked_at_is_said(run, folder):
@@ -239,6 +256,16 @@ def with_weights(path: str, change) -> None:
         (["evaluate", "model.onnx", "--data", "emptyfolder"], "emptyfolder"),
         (["evaluate", "model.onnx", "--data", "labels.npz"], "label"),
         (["bench", "model.onnx", "truncated.onnx"], "truncated, or not an ONNX file; fetch"),
+        (
+            ["evaluate", "model.onnx", "--data", ".", "--channel-order", "GRAY"],
+            "GRAY has one channel: give one",
+        ),
+        (
+            ["decompose", "model.onnx", "-o", "out.onnx", "--data", "labels.npz", "--mean", "1"],
+            "fed as they are",
+        ),
+        (["prune", "model.onnx", "-o", "out.onnx", "--iterative", "--criterion", "l2"], "goes by taylor"),
+        (["prune", "model.onnx", "-o", "out.onnx", "--iterative"], "give samples with --data"),
     ],
 )
 def test_bad_input_gets_one_line_and_exit_code_2(run, folder, arguments, message):

@@ -38,12 +38,12 @@ class Calibration:
 
 
 @overload
-def calibration(data: Calibration | str | Path) -> Calibration: ...
+def calibration(data: Calibration | Source) -> Calibration: ...
 @overload
-def calibration(data: Calibration | str | Path | None) -> Calibration | None: ...
-def calibration(data: Calibration | str | Path | None) -> Calibration | None:
-    """Calibration data, of which a path may be all that is said."""
-    return Calibration(data) if isinstance(data, str | Path) else data
+def calibration(data: Calibration | Source | None) -> Calibration | None: ...
+def calibration(data: Calibration | Source | None) -> Calibration | None:
+    """Calibration data, of which the source may be all that is said."""
+    return data if data is None or isinstance(data, Calibration) else Calibration(data)
 
 
 def read_parts(original: ir.Model, data: Calibration | None, progress: Progress | None) -> Parts | None:
@@ -63,7 +63,8 @@ def read_parts(original: ir.Model, data: Calibration | None, progress: Progress 
     )
     origin = samples.origin
     if data.labels and (origin is None or origin.labels is None):
-        raise InputError("the calibration data has no labels: give labelled data, or leave out --labels")
+        name = "the calibration data" if origin is None else origin.name
+        raise InputError(f"{name}: has no labels: give labelled data, or leave out --labels")
     if origin is not None and not data.labels:
         samples = replace(samples, origin=replace(origin, labels=None))
     return split(replace(samples, values=data.values))

@@ -37,6 +37,7 @@ class Samples:
         origin: what the arrays were read from; None where they were given as such.
         batch: samples that the network is fed at a time, where it does not fix that.
         values: whether outputs that could be class scores, (n, classes), are none.
+        preprocessing: from image to array, where it was given; the network need not carry it.
     """
 
     arrays: dict[str, np.ndarray]
@@ -45,6 +46,7 @@ class Samples:
     origin: Data | None = None
     batch: int = BATCH
     values: bool = False
+    preprocessing: Preprocessing | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -153,11 +155,13 @@ def read_samples(
         arrays = {name: _on_disk(read, len(data), views, progress)}
     else:
         arrays = _gathered(source, set(inputs))
+    if preprocessing is not None and (data is None or not data.images):
+        raise InputError("preprocessing: is for images; arrays are fed as they are")
     arrays = {name: arrays[name] for name in inputs}
     count = _check(arrays, inputs) // views
     numbers = spread(count, limit)
     rows = (numbers[:, None] * views + np.arange(views)).ravel()
-    return _that_run(Samples(arrays, rows, views, data), runnable)
+    return _that_run(Samples(arrays, rows, views, data, preprocessing=preprocessing), runnable)
 
 
 def _that_run(samples: Samples, runnable: Runnable) -> Samples:

@@ -63,6 +63,12 @@ P = ParamSpec("P")
 BY_THE_PAPER = ("ratio", "criterion", "scope", "rank", "round_to", "include_pointwise", "include_gemm")
 """Options of pruning and decomposing one after the other."""
 
+BY_A_SOLVER = ("epochs", "optimizer", "rate", "policy", "warmup", "weight_decay", "clip_gradients")
+"""Options of training that a solver.prototxt has its own numbers for."""
+
+FREE_POLICIES = ("cosine", "fixed", "poly")
+"""Those that need no numbers of a solver."""
+
 app = typer.Typer(
     name="onnxcompress",
     help=(
@@ -195,7 +201,10 @@ def prune(
     step: Annotated[float, typer.Option(help="Share of the filters that goes in a round.")] = 0.05,
     finetune_steps: Annotated[int, typer.Option(help="Of training after each round.", min=1)] = 100,
     flops_weight: Annotated[
-        float, typer.Option(help="Taylor: how much is taken off for each million FLOPs of a filter.", min=0)
+        float,
+        typer.Option(
+            help="Taylor: what each million FLOPs of a filter (2 per MAC) takes off its importance.", min=0
+        ),
     ] = 0.0,
     labels: Labels = False,
     data: CalibrationData = None,
@@ -220,7 +229,7 @@ def prune(
     onnxcompress prune model.onnx -o out.onnx --criterion taylor --iterative --ratio 0.4 --data images/
 
     removes them in rounds of --step, with --finetune-steps of training after each: by the labels with
-    --labels, else after the answers of the network itself.
+    --labels, else to give the answers that the network itself gave.
     """
     network = _read(model, output, data, stats)
     if not iterative:
@@ -343,9 +352,9 @@ def compress(
     Without a target: prune, then decompose what is left, in the order of Goyal et al. (2019), with the
     options --ratio … --include-gemm.
 
-    --finetune trains what came of it: after what the original's layers give, or with --labels by the labels
-    and after its answers. The epoch that does best on the samples for choosing is taken. To be able to
-    interrupt the training, compress without it and call finetune --plan, which has --resume.
+    --finetune then trains the weights, so that the layers give what the original's do, or with --labels by
+    the labels and the original's answers. The epoch that does best on the samples for choosing is taken. To
+    be able to interrupt the training, compress without it and call finetune --plan, which has --resume.
 
     LRN is written as banded convolutions, which is exact and faster.
     Writes OUTPUT, and the plan beside it as .plan.yaml.
@@ -357,6 +366,8 @@ def compress(
             BY_THE_PAPER,
             "does not go with --target and --keep-accuracy",
         )
+        if not finetune:
+            refuse(context, ("seed",), "changes nothing without --finetune where there is a budget")
     if not finetune:
         refuse(context, ("epochs",), "applies to --finetune, which is not given")
     if not finetune and criterion != "taylor":
@@ -477,6 +488,7 @@ def tradeoff(
 
 @command("finetune")
 def finetune(
+    context: typer.Context,
     model: Model,
     output: Output,
     data: Annotated[
@@ -488,11 +500,11 @@ def finetune(
     ] = None,
     plan: Annotated[
         Path | None,
-        typer.Option(help="Plan that led from it to MODEL: what its layers give is matched instead."),
+        typer.Option(help="By which MODEL was made of the teacher: what its layers give is matched instead."),
     ] = None,
     labels: Annotated[bool, typer.Option("--labels", help="The data's labels are to be matched.")] = False,
     val: Annotated[
-        Path | None, typer.Option(help="Data after which the best epoch is chosen; without it, the last.")
+        Path | None, typer.Option(help="Data that tells the best epoch; without it, the last is taken.")
     ] = None,
     new_head: Annotated[
         int | None, typer.Option(help="New random weights for the last layer, with so many classes.")
@@ -507,10 +519,14 @@ def finetune(
     ] = None,
     rate: Annotated[
         float | None,
-        typer.Option(help="Highest learning rate; but for sgd the share of its size that a weight moves."),
+        typer.Option(
+            help="Highest learning rate: by muon and adam the share of its own size by which a weight moves, "
+            "by sgd as in Caffe. Default: found by short trials."
+        ),
     ] = None,
     policy: Annotated[
-        str, typer.Option(help="How the rate falls: cosine, fixed, or another of Caffe's with --solver.")
+        str,
+        typer.Option(help="How the rate falls: cosine, fixed or poly (linearly); Caffe's others: --solver."),
     ] = "cosine",
     warmup: Annotated[int, typer.Option(help="Steps in which the rate rises.", min=0)] = 0,
     weight_decay: Annotated[float, typer.Option(help="Pull of the weights to zero.", min=0)] = 0.0,
@@ -518,7 +534,8 @@ def finetune(
         float | None, typer.Option(help="Largest norm of all gradients together.")
     ] = None,
     solver: Annotated[
-        Path | None, typer.Option(help="Caffe's solver.prototxt, for all of these but --batch.")
+        Path | None,
+        typer.Option(help="Caffe's solver.prototxt, instead of --epochs and those from --optimizer on."),
     ] = None,
     temperature: Annotated[
         float, typer.Option(help="Divides the class scores before teacher and network are compared.")
@@ -543,16 +560,25 @@ def finetune(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train the weights: after a teacher, by labels, or both.
+    """Train the weights, to do as a teacher does, by labels, or both.
 
     A teacher needs no labels: its answers are matched, or with --plan what each of its layers gives, which
     is better where samples are few.
     The state is kept in OUTPUT.checkpoint until the end, for --resume.
     """
     from onnxcompress.caffe.solver import read_solver
-    from onnxcompress.training.schedules import Schedule
+    from onnxcompress.training.schedules import POLICIES, Schedule
 
     network = _read(model, output, data, teacher, val, solver, plan, write_plan=False)
+    if solver is not None:
+        refuse(context, BY_A_SOLVER, "does not go with --solver, which says it")
+    elif policy in POLICIES and policy not in FREE_POLICIES:
+        known = ", ".join(FREE_POLICIES)
+        raise InputError(f"--policy: '{policy}' takes its numbers from --solver; without one give {known}")
+    if teacher is None:
+        refuse(context, ("temperature",), "is for the answers of a --teacher, which is not given")
+    if teacher is None or not labels:
+        refuse(context, ("teacher_weight",), "is for --teacher and --labels together")
     recipe = verbs.Recipe(
         optimizer=optimizer,
         rate=0.1 if solver is not None else rate,
@@ -568,9 +594,11 @@ def finetune(
     checkpoint = output.with_name(f"{output.name}.checkpoint")
     if checkpoint.exists() and not resume:
         raise InputError(f"{checkpoint}: of a run that was interrupted: --resume goes on, or remove it")
+    if resume and not checkpoint.exists() and not quiet:
+        stderr.print(f"{checkpoint}: there is none, training starts anew", markup=False, soft_wrap=True)
 
     def tell(epoch: verbs.Epoch) -> None:
-        if not quiet and not as_json:
+        if not quiet and not as_json and (epoch.number or epoch.validation):
             stdout.print(report.epoch_line(epoch), markup=False, soft_wrap=True)
 
     try:
@@ -745,6 +773,9 @@ def _finish(
     lines += [f"trained after '{stage}': {what}" for stage, what in result.plan.trained.items()]
     if len(result.stages) == 1:
         lines.append("nothing to do: the output is the input network")
+    first, last = (result.stages[index].cost.macs for index in (0, -1))
+    if last > first:
+        lines.append("more MACs than before: LRN computes more as convolutions, and takes less time")
     if result.shortfall:
         lines.append(f"short of what was asked: {result.shortfall}")
     if result.shortfall and quiet and not as_json:

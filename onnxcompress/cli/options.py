@@ -11,7 +11,7 @@ import typer
 from onnxcompress.calibration.given import Calibration
 from onnxcompress.errors import InputError
 from onnxcompress.model import check_output
-from onnxcompress.preprocessing import Preprocessing, read
+from onnxcompress.preprocessing import CHANNELS, Preprocessing, read
 
 Model = Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
@@ -34,10 +34,13 @@ Rank = Annotated[
     str, typer.Option(help="Rule for the ranks: vbmf, vbmf:FACTOR, energy:SHARE or fraction:SHARE.")
 ]
 RoundTo = Annotated[int, typer.Option(help="Keep filters and ranks in multiples of this.")]
-Skip = Annotated[list[str], typer.Option(help="Glob of layer names to leave as they are; may be repeated.")]
+Skip = Annotated[
+    list[str],
+    typer.Option(help="Glob of layers that keep their filters and are not factored; may be repeated."),
+]
 IncludePointwise = Annotated[bool, typer.Option("--include-pointwise", help="Factor 1×1 convolutions too.")]
 IncludeGemm = Annotated[bool, typer.Option("--include-gemm", help="Factor fully connected layers too.")]
-Seed = Annotated[int, typer.Option(help="Of the random criterion and of training.", min=0)]
+Seed = Annotated[int, typer.Option(help="Seed of the random criterion and of training.", min=0)]
 CalibrationData = Annotated[
     Path | None,
     typer.Option(
@@ -61,7 +64,7 @@ ChannelOrder = Annotated[
     typer.Option(
         help="How images are prepared, instead of what the file says: BGR, RGB or GRAY. Where the file says "
         "nothing and one of these five options is given, the others are as Caffe has them: BGR, mean "
-        "104,117,123, scale 1, resized to 256x256."
+        "104,117,123, scale 1, resized to 256x256 for a network that takes 224x224, others in proportion."
     ),
 ]
 Mean = Annotated[
@@ -81,7 +84,10 @@ Target = Annotated[
 KeepAccuracy = Annotated[
     float | None,
     typer.Option(
-        help="Look for the smallest network that keeps this share of the top-1 choices.", min=0, max=1
+        help="Look for the smallest network, down to a tenth of the MACs, that keeps this share of the "
+        "top-1 choices. Counted on one in ten of the samples.",
+        min=0,
+        max=1,
     ),
 ]
 Method = Annotated[
@@ -128,7 +134,21 @@ def preprocessing_of(
     for name, text, none in (("resize", resize, "none"), ("crop", crop, "input")):
         if text is not None:
             changes[name] = size(name, text, none)
-    return replace(read(network) or Preprocessing(), **changes) if changes else None
+    if not changes:
+        return None
+    start = read(network) or Preprocessing(resize=_larger(network))
+    if changes.get("channel_order") == "GRAY" and "mean" not in changes and len(start.mean) > 1:
+        raise InputError("--mean: GRAY has one channel: give one number, 0 for none")
+    return replace(start, **changes)
+
+
+def _larger(network: ir.Model) -> tuple[int, int]:
+    """The size from whose centre a network's input is cut: 256 where it takes 224, others in proportion."""
+    dims = network.graph.inputs[0].shape or ()
+    sides = [dim for dim in dims[1:] if isinstance(dim, int) and dim not in CHANNELS.values()]
+    if len(sides) != 2:
+        return 256, 256
+    return round(sides[0] * 8 / 7), round(sides[1] * 8 / 7)
 
 
 def calibration_of(

@@ -49,7 +49,7 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, InputError):
         return str(error)
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted, nothing was written; run the same command again"
+        return "interrupted, no network was written; run the same command again"
     if isinstance(error, BrokenPipeError):
         return "nobody reads what it prints"
     if isinstance(error, MemoryError):

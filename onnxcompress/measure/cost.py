@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxcompress.model import load
 from onnxcompress.shapes import concrete_shapes
 
 Shape = tuple[int, ...]
@@ -49,8 +51,12 @@ class Cost:
         return sum(layer.macs for layer in self.layers)
 
 
-def cost(model: ir.Model) -> Cost:
-    """Count parameters and MACs for one sample (see `shapes.concrete_shapes` for open dimensions)."""
+def cost(model: ir.Model | str | Path) -> Cost:
+    """Count parameters and MACs for one sample, or for as many as a network takes that takes no other number.
+
+    Open dimensions are as in `shapes.concrete_shapes`.
+    """
+    model = load(model)
     shapes = concrete_shapes(model)
     counted: set[ir.Value] = set()
     layers = []

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxcompress import preprocessing as prep
 from onnxcompress.blas import one_blas_thread
-from onnxcompress.data import Data, open_data
+from onnxcompress.data import Data, fits, open_data, times
 from onnxcompress.errors import InputError, naming
 from onnxcompress.measure.accuracy import Accuracy, evaluate
 from onnxcompress.model import files_of, load, simplify
@@ -123,7 +123,9 @@ def finetune(
     with naming(files_of(given)):
         network, multipliers = _to_train(given, new_head, recipe.seed)
         samples = _samples(network, recipe)
-    preprocessing = preprocessing or prep.read(network)
+    if preprocessing is not None:
+        prep.attach(network, preprocessing)
+    preprocessing = prep.read(network)
     draw = shuffled(
         data,
         shape=[dim if isinstance(dim, int) else None for dim in (network.graph.inputs[0].shape or ())[1:]],
@@ -140,6 +142,7 @@ def finetune(
         original = load(teacher)
         with naming(files_of(original)):
             teacher = simplify(original)
+            _check_takes(teacher, first.shape[1:])
             with naming(plan_files):
                 teaching = _teaching(teacher, network, plan, labels, temperature, share, first)
         multipliers = {name: each for name, each in multipliers.items() if name not in teaching.settled}
@@ -243,6 +246,16 @@ def _teaching(
         if labels
         else where_it_errs(teacher, network, responses, first)
     )
+
+
+def _check_takes(teacher: ir.Model, sample: tuple[int, ...]) -> None:
+    """See that a teacher takes the samples that the network is trained on."""
+    shape = teacher.graph.inputs[0].shape
+    if shape is None:
+        return
+    wanted = [dim if isinstance(dim, int) else None for dim in shape[1:]]
+    if not fits(sample, wanted):
+        raise InputError(f"the teacher takes samples of {times(wanted)}, the network of {times(sample)}")
 
 
 def _total(epochs: float, steps: int | None, per_epoch: int) -> int:

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import onnxcompress as oc
 from onnxcompress.__main__ import main
+from tests.networks import Builder
 from tests.training.small import network, samples
 
 
@@ -16,6 +18,10 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     oc.save(network(), "model.onnx")
     oc.save(network(4), "teacher.onnx")
+    Path("s").write_text("base_lr: 0.01")
+    b = Builder(0)
+    flat = b.add("Flatten", [b.conv("x", 4)], (4 * 64,))
+    oc.save(b.model([b.add("Gemm", [flat, b.weight(4, 4 * 64)], (4,), transB=1)]), "other.onnx")
     data = samples(64)
     np.savez("labelled.npz", x=data.samples, y=data.labels)
     np.save("plain.npy", data.samples)
@@ -54,6 +60,16 @@ def test_by_labels_with_a_solver_as_json(run, tmp_path):
     assert not list(tmp_path.glob("*.checkpoint"))
 
 
+def test_a_checkpoint_that_is_not_there_is_not_gone_on_with_in_silence(run):
+    code, out, err = run(
+        *("model.onnx", "-o", "tuned.onnx", "--labels", "--data", "labelled.npz", "--resume"),
+        *("--epochs", 1, "--rate", 0.01),
+    )
+    assert code == 0
+    assert err == "tuned.onnx.checkpoint: there is none, training starts anew\n"
+    assert out.startswith("epoch 1")  # nothing is measured before
+
+
 def test_an_older_checkpoint_is_not_overwritten(run, tmp_path):
     checkpoint = tmp_path / "tuned.onnx.checkpoint"
     checkpoint.write_bytes(b"of an earlier run")
@@ -81,7 +97,18 @@ def test_a_new_head(run):
         (("--data", "plain.npy", "--labels"), "has no labels"),
         (("--data", "missing", "--labels"), "no such file"),
         (("--data", "labelled.npz", "--labels", "--policy", "stairs"), "'stairs' is not one of"),
+        (("--data", "labelled.npz", "--labels", "--policy", "exp"), "takes its numbers from --solver"),
         (("--data", "labelled.npz", "--labels", "--optimizer", "sgd"), "give a rate"),
+        (
+            ("--data", "labelled.npz", "--labels", "--solver", "s", "--epochs", 3),
+            "--epochs: does not go with",
+        ),
+        (("--data", "labelled.npz", "--labels", "--temperature", 2), "--temperature: is for the answers"),
+        (
+            ("--data", "plain.npy", "--teacher", "teacher.onnx", "--teacher-weight", 0.3),
+            "--teacher-weight: is",
+        ),
+        (("--data", "plain.npy", "--teacher", "other.onnx"), "the teacher takes samples of"),
     ],
 )
 def test_bad_usage_is_one_line(run, tmp_path, arguments, message):
