@@ -68,6 +68,8 @@ def test_both_readings_of_a_higher_compression():
     assert found.gain == {"c": pytest.approx(1)}
     assert found.fewer == {"c": pytest.approx(0.5)}
     assert ("c", "6") in headline_points(arms, 0.9, 0.01)
+    arms["b"] = points((3, 0.9))  # how much further it would go is not known
+    assert compared(arms, 0.9, ("a", "b"), 0.0).gain == {}
 
 
 def test_seeds_are_averaged():

@@ -99,7 +99,8 @@ class Comparison:
     Attributes:
         loss: of accuracy that is allowed.
         reaches: by arm.
-        gain: by arm other than the single ones: its compression over that of the better one, less 1.
+        gain: by arm other than the single ones: its compression over that of the better one, less 1. Of
+            none where one of these was not measured far enough.
         fewer: likewise, by which share less is left than of the better one.
     """
 
@@ -122,7 +123,8 @@ def compared(
     """
     reaches = {arm: reach(points, original, original - loss) for arm, points in arms.items() if points}
     better = max((reaches[arm].compression for arm in alone if arm in reaches), default=1.0)
-    rest = [arm for arm in reaches if arm not in alone]
+    far_enough = not any(reaches[arm].beyond for arm in alone if arm in reaches)
+    rest = [arm for arm in reaches if arm not in alone and far_enough]
     return Comparison(
         loss,
         reaches,

@@ -104,7 +104,7 @@ def _row(runs: list[Point]) -> str:
 def _comparisons(found: Sequence[Comparison]) -> list[str]:
     """Rows by level of accuracy."""
     arms = list(found[0].reaches)
-    rest = list(found[0].gain)
+    rest = [arm for arm in arms if arm not in ALONE]
     columns = ["allowed loss", *arms]
     columns += [f"{arm} / better alone − 1" for arm in rest] + [
         f"{arm}: fewer than better alone" for arm in rest
@@ -112,11 +112,12 @@ def _comparisons(found: Sequence[Comparison]) -> list[str]:
     lines = [f"| {' | '.join(columns)} |", "|---" + "|---:" * (len(columns) - 1) + "|"]
     for each in found:
         cells = [f"{100 * each.loss:g} point{'' if each.loss == 0.01 else 's'}"]
-        for arm in arms:
-            reach = each.reaches[arm]
-            cells.append(f"{'≥ ' if reach.beyond else ''}{reach.compression:.2f}×")
-        cells += [f"{100 * each.gain[arm]:+.0f} %" for arm in rest]
-        cells += [f"{100 * each.fewer[arm]:.0f} %" for arm in rest]
+        least = {arm: "≥ " if reach.beyond else "" for arm, reach in each.reaches.items()}
+        cells += [f"{least[arm]}{each.reaches[arm].compression:.2f}×" for arm in arms]
+        for shares, sign in ((each.gain, "+"), (each.fewer, "")):
+            cells += [
+                f"{least[arm]}{100 * shares[arm]:{sign}.0f} %" if arm in shares else "–" for arm in rest
+            ]
         lines.append(f"| {' | '.join(cells)} |".replace("-", "−"))
     return lines
 
