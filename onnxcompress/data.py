@@ -12,8 +12,9 @@ import numpy.typing as npt
 from numpy.lib.npyio import NpzFile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from onnxcompress.errors import InputError
+from onnxcompress.errors import InputError, one_line
 from onnxcompress.preprocessing import CHANNELS, Preprocessing, View, prepare
+from onnxcompress.shapes import times
 
 IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -227,9 +228,7 @@ def _decode(file: Path, preprocessing: Preprocessing, height: int, width: int, v
     except UnidentifiedImageError:
         raise InputError(f"{file}: not an image, or damaged") from None
     except Exception as error:  # Pillow's decoders raise what their formats call for
-        raise InputError(
-            f"{file}: the image cannot be decoded: {' '.join(str(error).split())[:200]}"
-        ) from None
+        raise InputError(f"{file}: the image cannot be decoded: {one_line(error)}") from None
 
 
 def _open_folder(folder: Path) -> Data:
@@ -290,7 +289,7 @@ def _open_arrays(path: Path) -> Data:
         else:
             arrays = {"x": loaded}
     except Exception as error:  # NumPy and zipfile raise many kinds for damaged files
-        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"{path}: cannot be read: {one_line(error)}") from None
     if "x" not in arrays:
         raise InputError(f"{path}: holds no array 'x'")
     x, y = arrays["x"], arrays.get("y")
@@ -318,8 +317,3 @@ def fits(sample: Sequence[int], wanted: Sequence[int | None]) -> bool:
     return len(sample) == len(wanted) and all(
         want in (None, got) for want, got in zip(wanted, sample, strict=True)
     )
-
-
-def times(shape: Sequence[int | None]) -> str:
-    """Dimensions in words; None: unknown."""
-    return "×".join("?" if dim is None else str(dim) for dim in shape) or "a single number"

@@ -12,6 +12,13 @@ class InputError(Exception):
     """
 
 
+def one_line(error: BaseException, most: int = 200) -> str:
+    """The message of the error that began it all, on one line, cut to so many letters."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 @contextmanager
 def naming(files: tuple[Path, ...]) -> Iterator[None]:
     """Errors about a network begin with the first of its files, where it came from any."""

@@ -9,8 +9,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.lrn import sums_squares
-from onnxcompress.model import weights_of
 from onnxcompress.plan import Ranks
+from onnxcompress.weights import weights_of
 
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 PRODUCTS = ("Gemm", "MatMul")

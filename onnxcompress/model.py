@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as passes
 
 from onnxcompress import checks
-from onnxcompress.errors import InputError, naming
+from onnxcompress.errors import InputError, naming, one_line
 from onnxcompress.names import Names
 from onnxcompress.runtime import NoKernelError, check_runs, random_feeds, runner, session
 from onnxcompress.shapes import Shapes, infer, is_free, stand_ins
@@ -64,7 +64,7 @@ def load(source: str | Path | ir.Model) -> ir.Model:
     except DecodeError:
         raise InputError(f"{path}: truncated, or not an ONNX file; fetch or export it again") from None
     except Exception as error:  # the checker and the tensor readers each raise their own kinds
-        raise InputError(f"{path}: not a valid ONNX file: {_one_line(error)}") from None
+        raise InputError(f"{path}: not a valid ONNX file: {one_line(error, 300)}") from None
 
 
 def _read(path: Path) -> ir.Model:
@@ -306,7 +306,7 @@ def _broken_rule(path: Path) -> str:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except Exception as error:  # as in load
-        return _one_line(error)
+        return one_line(error, 300)
     return ""
 
 
@@ -368,10 +368,3 @@ def _keep_metadata(model: ir.Model, original: ir.Model) -> None:
     for node in model.graph:
         if node.name in nodes:
             node.metadata_props.update(nodes[node.name].metadata_props)
-
-
-def _one_line(error: BaseException) -> str:
-    """The message of the error that began it all."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from onnxcompress.errors import InputError
+from onnxcompress.errors import InputError, one_line
 
 FORMAT = 1
 
@@ -116,7 +116,7 @@ def from_yaml(text: str, source: str = "plan") -> Plan:
     try:
         content = yaml.load(text, _Loader)
     except Exception as error:  # the constructors of its types raise errors of many kinds
-        raise InputError(f"{source}: not YAML: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"{source}: not YAML: {one_line(error)}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise InputError(f"{source}: not a plan of this version: its first entry must be 'format: {FORMAT}'")
     if unknown := set(content) - {"format", *(each.name for each in fields(Plan))}:

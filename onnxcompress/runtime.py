@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxcompress.errors import InputError
+from onnxcompress.errors import InputError, one_line
 from onnxcompress.weights import fit_one_message, name_of, weight_files
 
 FREE_BATCH = 1
@@ -93,7 +93,7 @@ def session(
             return ort.InferenceSession(network, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common public base
             kind = NoKernelError if "NOT_IMPLEMENTED" in str(error) else InputError
-            raise kind(f"{name_of(model)}: ONNX Runtime refuses the network: {_one_line(error)}") from None
+            raise kind(f"{name_of(model)}: ONNX Runtime refuses the network: {_said(error)}") from None
 
     if not isinstance(model, ir.Model):
         if not Path(model).is_file():
@@ -168,7 +168,7 @@ def run(
     except Exception as error:  # as in session
         if options.terminate:
             raise OutOfTimeError(f"the network still ran after {seconds} seconds") from None
-        raise InputError(f"ONNX Runtime cannot run the network: {_one_line(error)}") from None
+        raise InputError(f"ONNX Runtime cannot run the network: {_said(error)}") from None
     finally:
         timer.cancel()
 
@@ -223,6 +223,6 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _one_line(error: Exception) -> str:
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error))
-    return " ".join(text.split())[:300] or type(error).__name__
+def _said(error: Exception) -> str:
+    """What ONNX Runtime says, without its codes."""
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", one_line(error, 350))

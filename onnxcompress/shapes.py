@@ -145,8 +145,8 @@ def misfit(node: ir.Node, shapes: Mapping[str, Dims]) -> str:
     data, weight = (shapes.get(str(value.name)) if value is not None else None for value in node.inputs[:2])
     if weight is None or _agree(node, data, weight):
         return emptiness(node, shapes)
-    what = "its groups" if data is None else f"its input of {_text(data)}"
-    return f"its weights of {_text(weight)} do not fit {what}"
+    what = "its groups" if data is None else f"its input of {times(data)}"
+    return f"its weights of {times(weight)} do not fit {what}"
 
 
 def emptiness(node: ir.Node, shapes: Mapping[str, Dims]) -> str:
@@ -154,12 +154,13 @@ def emptiness(node: ir.Node, shapes: Mapping[str, Dims]) -> str:
     for value in (*node.inputs, *node.outputs) if not node.domain and node.op_type in LAYERS else ():
         shape = shapes.get(str(value.name), ()) if value is not None else ()
         if value is not None and any(dim is not None and dim < 1 for dim in shape):
-            return f"there is nothing in '{value.name}', which is {_text(shape)}"
+            return f"there is nothing in '{value.name}', which is {times(shape)}"
     return ""
 
 
-def _text(shape: Dims) -> str:
-    return "×".join("?" if dim is None else str(dim) for dim in shape)
+def times(shape: Sequence[int | str | None]) -> str:
+    """A shape in words; None: unknown."""
+    return "×".join("?" if dim is None else str(dim) for dim in shape) or "a single number"
 
 
 def _agree(node: ir.Node, data: Dims | None, weight: Dims) -> bool:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
 from onnxcompress.layers import relu_after
-from onnxcompress.model import refresh, weights_of
+from onnxcompress.model import refresh
 from onnxcompress.names import Names
 from onnxcompress.plan import SEPARATOR, matches, members
+from onnxcompress.weights import weights_of
 
 SPLIT_SIZES = 13
 """Opset from which the sizes of a Split are an input."""

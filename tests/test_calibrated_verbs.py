@@ -327,3 +327,32 @@ def test_numbers_are_no_class_scores(tmp_path):
     )
     assert code == 2
     assert "give --plan" in printed
+
+
+def test_a_product_too_wide_for_second_moments_is_factored_and_fitted(tmp_path, monkeypatch):
+    """As the first of VGG's, at any size; here its weights have rank 6."""
+    monkeypatch.setattr("onnxcompress.calibration.patches.WIDEST", 500)
+    random = np.random.default_rng(0)
+    arrays = {
+        "w": random.standard_normal((8, 3, 3, 3)),
+        "wide": random.standard_normal((40, 6)) @ random.standard_normal((6, 512)) / 60,
+        "last": random.standard_normal((5, 40)),
+    }
+    model = network(
+        """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
+            c = Conv <pads = [1, 1, 1, 1]> (x, w)  r = Relu (c)  f = Flatten (r)
+            h = Gemm <transB = 1> (f, wide)  s = Relu (h)  y = Gemm <transB = 1> (s, last)
+        }""",
+        {name: array.astype(np.float32) for name, array in arrays.items()},
+    )
+    x = random.standard_normal((80, 3, 8, 8)).astype(np.float32)
+    data = oc.Calibration([{"x": x}], stats=tmp_path / "stats.npz")
+    result, again = (oc.compress(model, target="params=0.25", data=data) for _ in range(2))
+    assert result.plan == again.plan  # by the statistics that were kept
+    conv, wide, _ = [node.name for node in simplify(model).graph if node.op_type in ("Conv", "Gemm")]
+    assert result.plan.decompose[wide].out <= 10
+    assert result.fitted.closeness.damage < 0.01
+    assert not result.fitted.unfitted
+    assert "512 inputs is too wide" in result.plan.kept[conv]
+    by_rule = oc.decompose(model, rank="energy:0.99", include_gemm=True, data=data)
+    assert by_rule.plan.decompose[wide].out <= 6

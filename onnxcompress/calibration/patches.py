@@ -53,8 +53,7 @@ def per_sample(layer: FactorLayer, samples: int) -> int:
     """Patches to take from each sample, of those that its output has positions for."""
     least = min(LEAST, math.ceil(MOST / samples))
     wanted = max(least, math.ceil(PER_INPUT * layer.width / samples))
-    positions = layer.output_size if layer.node.op_type in CONVOLUTIONS else layer.size
-    return min(wanted, positions)
+    return min(wanted, layer.output_size)
 
 
 def patches(layer: FactorLayer, x: NDArray, count: int, seed: tuple[int, ...]) -> NDArray[np.float32]:

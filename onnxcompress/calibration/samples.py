@@ -12,7 +12,7 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from onnxcompress.data import Data, Reader, open_data, pick, reader, spread, subset
-from onnxcompress.errors import InputError
+from onnxcompress.errors import InputError, one_line
 from onnxcompress.preprocessing import Preprocessing, View, from_metadata
 from onnxcompress.progress import Steps
 from onnxcompress.runtime import DTYPES, Runnable, run, session
@@ -223,7 +223,7 @@ def _named_arrays(path: Path, names: set[str]) -> dict[str, np.ndarray] | None:
                 return None
             return {name: loaded[name] for name in names}
     except Exception as error:  # as in data
-        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"{path}: cannot be read: {one_line(error)}") from None
 
 
 def _gathered(source: Iterable[Feeds], names: set[str]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
-from onnxcompress.errors import InputError
+from onnxcompress.errors import InputError, one_line
 from onnxcompress.gradients.rules import RULES
 from onnxcompress.gradients.tape import NoGradientError, Pullback, Shape, Tape
 
@@ -57,8 +57,7 @@ def modern(model: ir.Model) -> ir.Model:
         converted = ir.from_proto(onnx.version_converter.convert_version(proto, OPSET))
     except Exception as error:  # the converter has many kinds
         raise InputError(
-            f"the network cannot be converted to opset {OPSET}: {' '.join(str(error).split())[:200]}; "
-            "export it again"
+            f"the network cannot be converted to opset {OPSET}: {one_line(error)}; export it again"
         ) from None
     # Axes that were attributes come as Constant nodes.
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(converted)

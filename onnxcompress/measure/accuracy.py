@@ -14,6 +14,7 @@ from onnxcompress.outputs import are_scores, judged
 from onnxcompress.preprocessing import Preprocessing, from_metadata
 from onnxcompress.progress import Steps
 from onnxcompress.runtime import DTYPES, run, session
+from onnxcompress.shapes import times
 
 TOP = 5
 
@@ -94,8 +95,8 @@ def evaluate(
     other = None if reference is None else session(reference)
     value = _only_input(tested)
     if other is not None and not _take_the_same(value, _only_input(other)):
-        shapes = ("×".join(map(str, each.shape[1:])) for each in (value, _only_input(other)))
-        raise InputError("the network takes samples of {}, the reference of {}".format(*shapes))
+        ours, theirs = (times(each.shape[1:]) for each in (value, _only_input(other)))
+        raise InputError(f"the network takes samples of {ours}, the reference of {theirs}")
     if preprocessing is None:
         preprocessing = from_metadata(tested.get_modelmeta().custom_metadata_map)
     found, damage, done = [], Damage(values), 0

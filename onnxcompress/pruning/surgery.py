@@ -5,10 +5,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
-from onnxcompress.model import refresh, weights_of
+from onnxcompress.model import refresh
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Layer
 from onnxcompress.shapes import concrete_shapes
+from onnxcompress.weights import weights_of
 
 
 def remove_filters(model: ir.Model, filters: dict[str, list[int]]) -> ir.Model:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onnxcompress.drafts import replacing
-from onnxcompress.errors import InputError
+from onnxcompress.errors import InputError, one_line
 
 Arrays = dict[str, np.ndarray]
 
@@ -43,5 +43,5 @@ def read(path: Path) -> tuple[dict[str, Any], Arrays]:
             return dict(text["facts"]), arrays
     except Exception as error:  # a damaged file may raise about anything
         raise InputError(
-            f"{path}: not a checkpoint ({' '.join(str(error).split())[:100]}); remove it to start anew"
+            f"{path}: not a checkpoint ({one_line(error, 100)}); remove it to start anew"
         ) from None

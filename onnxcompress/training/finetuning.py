@@ -10,14 +10,14 @@ import onnx_ir as ir
 
 from onnxcompress import preprocessing as prep
 from onnxcompress.blas import one_blas_thread
-from onnxcompress.data import Data, fits, open_data, times
+from onnxcompress.data import Data, fits, open_data
 from onnxcompress.errors import InputError, naming
 from onnxcompress.measure.accuracy import Accuracy, evaluate
 from onnxcompress.model import files_of, load, simplify
 from onnxcompress.outputs import answers
 from onnxcompress.plan import Plan, read_plan
 from onnxcompress.progress import Progress, Steps, steps_of
-from onnxcompress.shapes import taking
+from onnxcompress.shapes import taking, times
 from onnxcompress.training.batches import shuffled
 from onnxcompress.training.head import new_head as make_head
 from onnxcompress.training.losses import Loss, Match, Term

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.model import weights_of
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Keep, NoRuleError
 from onnxcompress.pruning.rules.nodes import graph_of, new_constant, replaced
+from onnxcompress.weights import weights_of
 
 
 def hand_on(graph: ChannelGraph, node: ir.Node, atoms: Atoms | None, reason: str = "") -> None:

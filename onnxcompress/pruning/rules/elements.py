@@ -3,10 +3,10 @@
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.model import weights_of
 from onnxcompress.pruning.channels import Atoms, ChannelGraph
 from onnxcompress.pruning.rules.atoms import follow_constant, hand_on
 from onnxcompress.pruning.rules.registry import rule
+from onnxcompress.weights import weights_of
 
 
 @rule(

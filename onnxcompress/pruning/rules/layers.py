@@ -6,11 +6,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.lrn import is_band
-from onnxcompress.model import weights_of
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Layer, NoRuleError
 from onnxcompress.pruning.rules.atoms import hand_on, on_axis
 from onnxcompress.pruning.rules.nodes import array_of, constant, optional
 from onnxcompress.pruning.rules.registry import rule
+from onnxcompress.weights import weights_of
 
 
 @rule("Conv", "ConvTranspose")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.model import weights_of
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Keep, NoRuleError
 from onnxcompress.pruning.rules.atoms import (
     follow_constant,
@@ -31,6 +30,7 @@ from onnxcompress.pruning.rules.nodes import (
     set_ints,
 )
 from onnxcompress.pruning.rules.registry import rule
+from onnxcompress.weights import weights_of
 
 
 @rule("Concat")

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.model import weights_of
 from onnxcompress.names import Names
 from onnxcompress.pruning.channels import ChannelGraph, NoRuleError
+from onnxcompress.weights import weights_of
 
 OF_SIZES = frozenset({"Add", "Cast", "Div", "Mul", "Sub"}) | frozenset(
     {"Concat", "Gather", "Identity", "Shape", "Slice", "Squeeze", "Unsqueeze"}
