@@ -297,10 +297,12 @@ def layers_json(result: Compressed) -> list[dict[str, Any]]:
 
 
 def kept_lines(result: Compressed) -> list[str]:
-    """Layers left alone, or only factored, by reason, and the operators that the pruner does not know."""
-    factored = {layer for name in result.plan.decompose for layer in members(name)}
+    """Layers that keep all their filters or were not factored, by reason; operators without a pruning rule."""
+    before, after = (
+        {layer.name: layer.weight_shape for layer in result.stages[index].cost.layers} for index in (0, -1)
+    )
     whole = {
-        layer: ("keeps its filters" if layer in factored else "left as it is", reason)
+        layer: ("left as it is" if before.get(layer) == after.get(layer) else "keeps its filters", reason)
         for layer, reason in result.plan.kept.items()
     }
     lines = [f"{what}: {', '.join(layers)}: {reason}" for (what, reason), layers in _by_reason(whole).items()]
