@@ -297,7 +297,7 @@ def layers_json(result: Compressed) -> list[dict[str, Any]]:
 
 
 def kept_lines(result: Compressed) -> list[str]:
-    """Layers that keep all their filters or were not factored, by reason; operators without a pruning rule."""
+    """Layers that keep all filters or were not factored, by reason; operators without a pruning rule."""
     before, after = (
         {layer.name: layer.weight_shape for layer in result.stages[index].cost.layers} for index in (0, -1)
     )
