@@ -15,6 +15,7 @@ from onnxcompress.calibration.statistics import Moments, statistics
 from onnxcompress.factoring.cp import cp
 from onnxcompress.factoring.fitted import (
     Factors,
+    components,
     cp_errors,
     fit_factors,
     product_errors,
@@ -37,7 +38,7 @@ from onnxcompress.planning.budget import (
 )
 from onnxcompress.planning.choices import BLOCK, layer_choice, possible
 from onnxcompress.planning.search import KINDS, through
-from onnxcompress.planning.survey import factored, halved
+from onnxcompress.planning.survey import factored, halved, products
 from onnxcompress.pruning.elimination import Reader, clusters, eliminate, repaired
 from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.recovery.least_squares import RIDGES, fit_group, refit, together
@@ -100,7 +101,7 @@ def test_the_core_is_the_least_squares_one(seed, filters, channels, data):
 @given(st.integers(0, 10**6), sizes, sizes)
 def test_what_a_matrix_loses_is_what_its_factors_lose(seed, filters, channels):
     weights, _, covariance = problem(seed, filters, channels, 1)
-    errors = product_errors(responses(weights, covariance))
+    errors = product_errors(components(responses(weights, covariance)))
     total = response_error(weights, 0 * weights, covariance)
     assert errors[0] == pytest.approx(total, rel=1e-3)
     for rank in range(1, min(filters, channels) + 1):
@@ -187,7 +188,7 @@ def test_cp_ranks_on_offer_come_in_blocks_cost_less_and_lose_more_the_lower_they
     weights = np.random.default_rng(1).standard_normal(layer.shape)
     set_weights(layer, weights, None)
     moments = Moments(2000, np.zeros((1, 144)), covariance[None], np.zeros((1, 144)), np.zeros((1, 0, 144)))
-    options = possible(layer, moments)
+    options = possible(layer, moments, [])
     assert {ranks.out % BLOCK for ranks, _ in options} == {0}
     assert all(ranks.depthwise and layer.chain_macs(ranks) < layer.macs for ranks, _ in options)
     assert all(a > b > 0 for (_, a), (_, b) in itertools.pairwise(options))
@@ -331,15 +332,14 @@ def test_a_product_that_is_too_wide_for_second_moments_is_known_by_its_rows(monk
     assert not known.rows.size
     assert not by_rows.covariance.size
     np.testing.assert_allclose(by_rows.mean, known.mean, rtol=1e-5)
-    for (ranks, lost), (others, expected) in zip(
-        possible(layer, by_rows), possible(layer, known), strict=True
-    ):
+    expected = possible(layer, known, products(layer, known))
+    parts = products(layer, by_rows)
+    for (ranks, lost), (others, as_known) in zip(possible(layer, by_rows, parts), expected, strict=True):
         assert ranks == others
-        assert lost == pytest.approx(expected, rel=1e-3)
-    for moments in (known, by_rows):
-        change, error = factored(layer, moments, Ranks(4, 4))
-        assert np.linalg.matrix_rank(change.weight, tol=1e-6) == 4
-        assert error == pytest.approx(possible(layer, moments)[3][1])
+        assert lost == pytest.approx(as_known, rel=1e-3)
+        change, error = factored(layer, by_rows, ranks, parts)
+        assert np.linalg.matrix_rank(change.weight, tol=1e-6) == ranks.out
+        assert error == pytest.approx(lost)
     assert halved(layer, by_rows)[1] == pytest.approx(halved(layer, known)[1], rel=1e-3)
 
 

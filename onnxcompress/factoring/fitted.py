@@ -138,20 +138,34 @@ def layer_responses(weights: Array, moments: Moments) -> Array:
     return np.stack([responses(weight, covariance) for weight, covariance in pairs])
 
 
-def output_basis(response: Array) -> Array:
-    """Principal components of a response of that covariance, the strongest first, columns (M, M)."""
-    return np.linalg.eigh(response)[1][:, ::-1]
+@dataclass(frozen=True)
+class Components:
+    """Principal components of a response, the strongest first.
+
+    Attributes:
+        variances: (M,).
+        basis: columns, (M, M).
+    """
+
+    variances: Array
+    basis: Array
 
 
-def product_factors(weights: Array, response: Array, rank: int) -> Factors:
+def components(response: Array) -> Components:
+    """Those of a response of that covariance, (M, M)."""
+    variances, basis = np.linalg.eigh(response)
+    return Components(variances[::-1], basis[:, ::-1])
+
+
+def product_factors(weights: Array, response: Components, rank: int) -> Factors:
     """Two factors of a product that leave the least error of its response (Zhang et al. 2016, section 3.1).
 
     Args:
         weights: (M, C).
-        response: its covariance, (M, M).
+        response: what it consists of.
         rank: of the factors.
     """
-    out = output_basis(response)[:, :rank]
+    out = response.basis[:, :rank]
     return _orthonormal(out, out.T @ weights, None)
 
 
@@ -172,7 +186,7 @@ def fit_factors(
         start: factors at these ranks that are near already; those of a CP are sought from there.
     """
     if weights.shape[1] == channels:
-        return product_factors(weights, responses(weights, covariance), ranks.out)
+        return product_factors(weights, components(responses(weights, covariance)), ranks.out)
     filters, g = len(weights), regular(covariance)
     if ranks.depthwise:
         near = (start.core, start.into) if start is not None and start.into is not None else None
@@ -183,7 +197,7 @@ def fit_factors(
         core, inner = core_for(weights, g, into)
     if ranks.out >= filters:
         return _orthonormal(None, core, into)
-    out = output_basis(core @ inner @ core.T)[:, : ranks.out]
+    out = components(core @ inner @ core.T).basis[:, : ranks.out]
     return _orthonormal(out, out.T @ core, into)
 
 
@@ -209,10 +223,9 @@ def response_error(weights: Array, other: Array, covariance: NDArray) -> float:
     return float(np.sum((difference @ covariance) * difference))
 
 
-def product_errors(response: Array) -> Array:
-    """What is lost of the variance of a product's response, of that covariance, at rank 0 … M, (M + 1,)."""
-    variances = np.linalg.eigvalsh(response)[::-1]
-    return np.maximum(variances.sum() - np.cumsum([0.0, *variances]), 0)
+def product_errors(response: Components) -> Array:
+    """What is lost of the variance of a product's response at rank 0 … M, (M + 1,)."""
+    return np.maximum(response.variances.sum() - np.cumsum([0.0, *response.variances]), 0)
 
 
 def cp_errors(weights: Array, covariance: NDArray, channels: int, ranks: Sequence[int]) -> Array:

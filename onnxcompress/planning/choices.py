@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcompress.calibration.statistics import Moments
-from onnxcompress.factoring.fitted import cp_errors, layer_responses, product_errors
+from onnxcompress.factoring.fitted import Components, cp_errors, product_errors
 from onnxcompress.layers import FactorLayer
 from onnxcompress.plan import Plan, Ranks, matches
 from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, ranks_of
@@ -128,24 +128,29 @@ def layer_choice(layer: FactorLayer, possibilities: Options, sensitivity: float,
     return LayerChoice(filters, channels, layer.groups, layer.kernel, *sizes, options, np.array(damages))
 
 
-def possible(layer: FactorLayer, moments: Moments) -> Options:
+def possible(layer: FactorLayer, moments: Moments, known: Sequence[Components]) -> Options:
     """Ranks at which a layer costs less, with the variance of its response that is lost.
 
     Groups of a convolution share their ranks. For kernels of several elements these are CP ranks: at a third
     of the MACs, Tucker-2 and kernels of one column and one row lost 1.7 to 10 times as much in the layers of
     GoogLeNet that were looked at.
+
+    Args:
+        layer: to factor.
+        moments: of what it reads.
+        known: its `survey.products`.
     """
     if layer.obstacle:
         return []
-    weights = layer.weight.reshape(layer.groups, layer.sides[0], -1)
-    if layer.kind != "kxk":
-        lost = np.sum([product_errors(response) for response in layer_responses(weights, moments)], axis=0)
+    if known:
+        lost = np.sum([product_errors(response) for response in known], axis=0)
         return [(Ranks(rank, rank), float(lost[rank])) for rank in range(1, min(layer.sides))]
     each = layer.chain_macs(Ranks(1, 1, depthwise=True)) * BLOCK
     blocks = sorted({int(layer.macs * share / each) for share in CP_SHARES} - {0})
     looked_at = [BLOCK * count for count in blocks if BLOCK * count <= layer.highest_cp_rank]
     if not looked_at:
         return []
+    weights = layer.weight.reshape(layer.groups, layer.sides[0], -1)
     parts = zip(weights, moments.covariance, strict=True)
     lost = np.sum(
         [cp_errors(weight, covariance, layer.sides[1], looked_at) for weight, covariance in parts], axis=0

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.fitted import Factors
+from onnxcompress.factoring.fitted import Components, Factors
 from onnxcompress.factoring.surgery import factor
 from onnxcompress.layers import FactorLayer, factor_layers
 from onnxcompress.lrn import rewrite_lrn
@@ -20,7 +20,15 @@ from onnxcompress.measure.cost import cost
 from onnxcompress.plan import Plan, Ranks
 from onnxcompress.planning.budget import Decision, Problem, decide, expected_damage
 from onnxcompress.planning.choices import Options, choices, possible
-from onnxcompress.planning.survey import Change, Survey, changed, factored, halved, measured_damage
+from onnxcompress.planning.survey import (
+    Change,
+    Survey,
+    changed,
+    factored,
+    halved,
+    measured_damage,
+    products,
+)
 from onnxcompress.progress import Progress, steps_of
 from onnxcompress.pruning.elimination import readers, repaired, unseen
 from onnxcompress.pruning.selection import is_convolutional, skipped
@@ -108,10 +116,12 @@ class Planner:
             Groups that the same layers read share what they do together.
         unseen: channel sets that stay because not all that reads them is known, with the reason.
         done: what was measured.
+        products: what the responses of layers consist of, see `survey.products`.
     """
 
     measured: defaultdict[Choice, dict[int, float]]
     done: dict[Case, float]
+    products: dict[str, list[Components]]
 
     def __init__(
         self,
@@ -133,7 +143,7 @@ class Planner:
         """
         self.survey, self.kind, self.skip, self.progress = survey, kind, tuple(skip), progress
         self.measured = defaultdict(dict)
-        self.done = {}
+        self.done, self.products = {}, {}
         self.rewrite = list(rewrite)
         self.total = self._measure(survey.network)
         layers = survey.layers
@@ -232,11 +242,14 @@ class Planner:
         moments = self.survey.moments
         known = [layer for layer in self.survey.layers if layer.name in moments]
         found: dict[str, Options] = {}
+
+        def look(layer: FactorLayer) -> tuple[list[Components], Options]:
+            parts = products(layer, moments[layer.name])
+            return parts, possible(layer, moments[layer.name], parts)
+
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for layer, options in zip(
-                known, pool.map(lambda each: possible(each, moments[each.name]), known), strict=True
-            ):
-                found[layer.name] = options
+            for layer, (parts, options) in zip(known, pool.map(look, known), strict=True):
+                found[layer.name], self.products[layer.name] = options, parts
                 if report is not None:
                     report(len(found), len(known))
         return found
@@ -254,7 +267,8 @@ class Planner:
                 number[name] = self._half(layer, options[name])
                 moments = self.survey.moments[name]
                 if number[name]:
-                    change, lost[name] = factored(layer, moments, options[name][number[name] - 1][0])
+                    ranks, _ = options[name][number[name] - 1]
+                    change, lost[name] = factored(layer, moments, ranks, self.products[name])
                 else:
                     change, lost[name] = halved(layer, moments)
                 cases[name] = [change]
@@ -306,7 +320,7 @@ class Planner:
             return self._pruned(np.concatenate(orders))
         ranks = self.choices.problem.layers[choice].options[count]
         (layer,) = (layer for layer in survey.layers if layer.name == choice)
-        return [factored(layer, survey.moments[choice], ranks)[0]]
+        return [factored(layer, survey.moments[choice], ranks, self.products[choice])[0]]
 
     def _pruned(self, gone: np.ndarray) -> list[Change]:
         weights: dict[str, np.ndarray] = {}

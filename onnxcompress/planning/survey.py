@@ -14,6 +14,8 @@ from onnxcompress.calibration.stages import Stages
 from onnxcompress.calibration.statistics import Moments, statistics
 from onnxcompress.data import spread
 from onnxcompress.factoring.fitted import (
+    Components,
+    components,
     fit_factors,
     layer_responses,
     product_errors,
@@ -97,12 +99,29 @@ def survey(
     return Survey(given, together, network, layers, analyse(network, shapes), {**moments, **alike}, parts)
 
 
-def factored(layer: FactorLayer, moments: Moments, ranks: Ranks) -> tuple[Change, float]:
-    """A layer with the weights of its fitted factors and an exact bias, and the variance that it loses."""
+def products(layer: FactorLayer, moments: Moments) -> list[Components]:
+    """What the response of each of its groups consists of; none of a kernel of several elements."""
+    if layer.kind == "kxk" or layer.obstacle:
+        return []
+    weights = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+    return [components(response) for response in layer_responses(weights, moments)]
+
+
+def factored(
+    layer: FactorLayer, moments: Moments, ranks: Ranks, known: Sequence[Components]
+) -> tuple[Change, float]:
+    """A layer with the weights of its fitted factors and an exact bias, and the variance that it loses.
+
+    Args:
+        layer: to factor.
+        moments: of what it reads.
+        ranks: of the factors.
+        known: its `products`.
+    """
     given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
     weights, lost = [], 0.0
-    if layer.kind != "kxk":
-        for weight, response in zip(given, layer_responses(given, moments), strict=True):
+    if known:
+        for weight, response in zip(given, known, strict=True):
             weights.append(product_factors(weight, response, ranks.out).weights)
             lost += float(product_errors(response)[ranks.out])
         return changed(layer, moments, np.stack(weights)), lost

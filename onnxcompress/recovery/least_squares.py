@@ -20,7 +20,7 @@ from onnxcompress.calibration.samples import Samples, own
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.data import spread
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.fitted import Factors, fit_factors, product_factors, responses_to
+from onnxcompress.factoring.fitted import Factors, components, fit_factors, product_factors, responses_to
 from onnxcompress.layers import FactorLayer, factor_layers, relu_after, set_weights
 from onnxcompress.plan import Ranks
 from onnxcompress.progress import Steps
@@ -245,7 +245,7 @@ def fit_group(
             factors = (
                 fit_factors(weights, g, channels, ranks, factors)
                 if g is not None
-                else product_factors(weights, responses_to(weights, x[:fitted]), ranks.out)
+                else product_factors(weights, components(responses_to(weights, x[:fitted])), ranks.out)
             )
             weights = factors.weights
         if relu:
