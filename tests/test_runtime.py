@@ -1,11 +1,13 @@
 import re
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from onnxcompress.errors import InputError
-from onnxcompress.runtime import random_feeds, run, session
+from onnxcompress.runtime import OutOfTimeError, Reference, random_feeds, run, session
 from tests.onnx_text import network
 
 
@@ -129,3 +131,14 @@ def test_random_feeds_are_numbers():
     text = network("g (string[n] x) => (string[n] y) { y = Identity(x) }")
     with pytest.raises(InputError, match=r"'x' is a tensor\(string\)"):
         random_feeds(session(text))
+
+
+def test_what_cannot_be_stopped_is_not_waited_for():
+    reference = Reference(network("g (double[n] x) => (double[n] y) { y = Neg(x) }"))
+    x = {"x": np.ones(2)}
+    np.testing.assert_array_equal(run(reference, x, seconds=60)[0], [-1, -1])
+    reference.evaluator = SimpleNamespace(run=lambda *_: time.sleep(30))
+    begun = time.monotonic()
+    with pytest.raises(OutOfTimeError, match="still ran after"):
+        run(reference, x, seconds=0.1)
+    assert time.monotonic() - begun < 10
