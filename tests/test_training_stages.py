@@ -77,7 +77,7 @@ def test_what_does_not_go_together(model, data):
         oc.prune(model, criterion="taylor", data=unlabelled)
     with pytest.raises(oc.InputError, match="needs calibration data"):
         oc.compress(model, training=oc.Training())
-    with pytest.raises(oc.InputError, match="needs data to train on"):
+    with pytest.raises(oc.InputError, match="give samples with --data"):
         oc.prune(model, step=0.1)
 
 
