@@ -159,6 +159,8 @@ def read_samples(
         raise InputError("preprocessing: is for images; arrays are fed as they are")
     arrays = {name: arrays[name] for name in inputs}
     count = _check(arrays, inputs) // views
+    if data is None:  # others were checked as they were read
+        _check_finite(arrays)
     numbers = spread(count, limit)
     rows = (numbers[:, None] * views + np.arange(views)).ravel()
     return _that_run(Samples(arrays, rows, views, data, preprocessing=preprocessing), runnable)
@@ -263,6 +265,13 @@ def _on_disk(read: Reader, count: int, views: int, progress: Steps | None) -> np
     return array.reshape(-1, *array.shape[2:])
 
 
+def _check_finite(arrays: dict[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        if not finite.all():
+            raise InputError(f"sample {finite.argmin()} of '{name}' holds NaN or infinite values")
+
+
 def _check(arrays: dict[str, np.ndarray], inputs: dict) -> int:
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) != 1:
@@ -280,7 +289,4 @@ def _check(arrays: dict[str, np.ndarray], inputs: dict) -> int:
             raise InputError(
                 f"the samples of '{name}' have shape {array.shape[1:]}, the network takes {want}"
             )
-        finite = np.array([np.isfinite(sample).all() for sample in array])
-        if not finite.all():
-            raise InputError(f"sample {finite.argmin()} of '{name}' holds NaN or infinite values")
     return next(iter(counts.values()))
