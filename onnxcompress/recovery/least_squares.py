@@ -234,7 +234,7 @@ def fit_group(
         raise InputError("the network computes NaN or infinite values on the calibration data")
     ridges = _Ridges(x[:fitted], x[fitted:])
     point = x.shape[1] == channels
-    g = None if ranks is None or point else (x[:fitted].T @ x[:fitted]).astype(np.float64) / max(fitted, 1)
+    g = None if ranks is None or point else ridges.covariance()
     response = x @ given.T.astype(np.float32)
     target, factors = y, None
     for _ in range(1 + RELU_ROUNDS * relu):
@@ -267,11 +267,16 @@ class _Ridges:
     def __init__(self, x: NDArray[np.float32], held: NDArray[np.float32]) -> None:
         self._x, self._dual = x, len(x) < x.shape[1]
         self._held = held @ x.T if self._dual else held
-        products = (x @ x.T if self._dual else x.T @ x).astype(np.float64) / max(len(x), 1)
-        scale = max(np.trace(products) / x.shape[1], np.finfo(np.float64).tiny)
-        self._factors = [
-            scipy.linalg.cho_factor(products + ridge * scale * np.eye(len(products))) for ridge in RIDGES
-        ]
+        self._products = (x @ x.T if self._dual else x.T @ x).astype(np.float64) / max(len(x), 1)
+        scale = max(np.trace(self._products) / x.shape[1], np.finfo(np.float64).tiny)
+        unit = np.eye(len(self._products))
+        self._factors = [scipy.linalg.cho_factor(self._products + r * scale * unit) for r in RIDGES]
+
+    def covariance(self) -> Array:
+        """That of x, (d, d)."""
+        if not self._dual:
+            return self._products
+        return (self._x.T @ self._x).astype(np.float64) / max(len(self._x), 1)
 
     def best(self, left: NDArray[np.float32], held: NDArray[np.float32]) -> Array:
         """The change of weights, (m, d), that does best on what is held back; none, where none does any good.
