@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test bench coverage peers paper lint clean
+.PHONY: help setup demo test bench edge-runtimes edge coverage peers paper lint clean
 
 help:
 	@echo "make demo      compress the network that ships in models/ and show what came of it"
 	@echo "make test      run the tests"
 	@echo "make bench     time networks before and after compression (MODEL=path.onnx adds yours), then make"
 	@echo "               paper on the digits: some minutes"
+	@echo "make edge      run networks in OpenVINO, MNN and ncnn before and after compression (MODEL=path.onnx adds yours)"
 	@echo "make coverage  compress well-known architectures, exported with torch and timm, into docs/coverage.md"
 	@echo "               (FILES=folder takes the ONNX files there, into benchmarks/results/coverage.md)"
 	@echo "make peers     accuracy against MACs of this project and other tools, Torch-Pruning where it is installed"
@@ -36,6 +37,14 @@ test: $(READY)
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.latency $(if $(MODEL),"$(MODEL)")
 	@$(BIN)/python -m benchmarks.paper digits
+
+# ncnn's converter, pnnx, asks for PyTorch; for ONNX files it does without.
+edge-runtimes: $(READY)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[edge]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps pnnx
+
+edge: edge-runtimes
+	@$(BIN)/python -m benchmarks.edge $(if $(MODEL),"$(MODEL)")
 
 coverage: $(READY)
 	@$(if $(FILES),,$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[export]')

@@ -30,7 +30,7 @@ from onnxcompress.lrn import lrn_nodes
 from onnxcompress.measure.closeness import closeness
 from onnxcompress.measure.cost import cost
 from onnxcompress.model import load, simplify
-from onnxcompress.pipeline import carry_out, measured, train
+from onnxcompress.pipeline import carry_out, measured, prepared, train
 from onnxcompress.plan import Plan, members, read_plan
 from onnxcompress.planning.search import KINDS, Planner, parse_target
 from onnxcompress.planning.survey import survey
@@ -93,7 +93,7 @@ def prune(
     rule = FilterRule(ratio, criterion, scope, round_to, skip, seed, flops_weight)
     data = calibration(data)
     original = load(model)
-    network = simplify(original)
+    network = prepared(original)
     parts = read_parts(original, data, progress)
     if step is not None:
         return _pruned_in_rounds(original, network, rule, step, finetune_steps, data, parts, progress)
@@ -136,7 +136,7 @@ def decompose(
     rule = RankRule(rank, round_to, skip, include_pointwise, include_gemm)
     data = calibration(data)
     original = load(model)
-    network = simplify(original)
+    network = prepared(original)
     parts = read_parts(original, data, progress)
     choice = choose_ranks(network, rule, moments_on(network, data, parts, progress), progress)
     check_skip(skip, choice.layers)
@@ -230,7 +230,7 @@ def apply(
         plan = read_plan(plan)
     parts = read_parts(original, data, progress)
     with naming(files):
-        return carry_out(original, simplify(original), plan, parts, progress)
+        return carry_out(original, prepared(original), plan, parts, progress)
 
 
 @one_blas_thread
@@ -328,7 +328,7 @@ def _by_the_paper(
     progress: Progress | None,
 ) -> Compressed:
     """Prune, then decompose what is left; with training, after each stage."""
-    network = simplify(original)
+    network = prepared(original)
     parts = read_parts(original, data, progress)
     going = choose_filters(network, filters, data, parts, progress)
     pruning = Plan(going.filters, lrn_nodes(network) if training is not None else [], kept=going.kept)
@@ -381,7 +381,7 @@ def _planner(
     parts: Parts,
     progress: Progress | None,
 ) -> Planner:
-    network = simplify(original)
+    network = prepared(original)
     moments = moments_on(network, data, parts, progress)
     check_skip(skip, [layer.name for layer in factor_layers(network, concrete_shapes(network))])
     found = survey(network, parts, moments, siblings(network, skip))

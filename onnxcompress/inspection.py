@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnxcompress.factoring.ranks import parse_rank
 from onnxcompress.factoring.selection import ranks_of
 from onnxcompress.layers import factor_layers
+from onnxcompress.lrn import whole_bands
 from onnxcompress.measure.cost import Cost, LayerCost, cost
 from onnxcompress.measure.latency import node_times
 from onnxcompress.model import load, simplify
@@ -73,7 +74,8 @@ def inspect(
     """
     network = simplify(load(model))
     shapes = concrete_shapes(network)
-    graph = analyse(network, shapes)
+    whole = whole_bands(network)
+    graph = analyse(whole, concrete_shapes(whole))
     vbmf = parse_rank("vbmf")
     factored = factor_layers(network, shapes)
     told = counted(factored, len(factored), steps_of(progress, "looking at ranks"))

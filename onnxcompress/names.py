@@ -5,10 +5,14 @@ import onnx_ir as ir
 
 
 class Names:
-    """Gives nodes, values and initializers names that nothing else in a graph has."""
+    """Gives nodes, values and initializers names that nothing else in a graph has.
+
+    Attributes:
+        graph: the graph.
+    """
 
     def __init__(self, graph: ir.Graph) -> None:
-        self._graph = graph
+        self.graph = graph
         nodes = list(graph.all_nodes())
         self.taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}
         self.taken |= {value.name for node in nodes for value in node.outputs} | {n.name for n in nodes}
@@ -24,5 +28,5 @@ class Names:
         """A new initializer of the graph, under a fresh name."""
         name = self.fresh(name)
         value = ir.val(name, const_value=ir.tensor(np.asarray(array, order="C"), name=name))
-        self._graph.initializers[name] = value
+        self.graph.initializers[name] = value
         return value

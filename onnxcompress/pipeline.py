@@ -10,9 +10,10 @@ from onnxcompress.calibration.samples import Parts
 from onnxcompress.errors import InputError
 from onnxcompress.factoring.surgery import check_ranks, factor
 from onnxcompress.layers import factor_layers
-from onnxcompress.lrn import lrn_nodes, rewrite_lrn, sums_squares
+from onnxcompress.lrn import lrn_nodes, rewrite_lrn, sums_squares, whole_bands
 from onnxcompress.measure.closeness import closeness
 from onnxcompress.measure.cost import cost
+from onnxcompress.model import simplify
 from onnxcompress.plan import Plan
 from onnxcompress.preprocessing import attach
 from onnxcompress.progress import Progress, steps_of
@@ -24,6 +25,11 @@ from onnxcompress.shapes import concrete_shapes
 from onnxcompress.siblings import among, joined, parted, stacked
 
 
+def prepared(original: ir.Model) -> ir.Model:
+    """The network as plans are made for it: simplified, and an LRN that is written as a band in one piece."""
+    return whole_bands(simplify(original))
+
+
 def carry_out(
     original: ir.Model, network: ir.Model, plan: Plan, parts: Parts | None, progress: Progress | None
 ) -> Compressed:
@@ -31,7 +37,7 @@ def carry_out(
 
     Args:
         original: the network as it came.
-        network: the simplified one that the plan is for.
+        network: the prepared one that the plan is for.
         plan: what to do; it may say of training that was, which is not done again.
         parts: the samples.
         progress: called with (what is done, steps done, steps in all).
@@ -53,8 +59,7 @@ def carry_out(
         attach(network, parts.fit.preprocessing)
     if plan.prune:
         network = remove_filters(network, filters)
-    if plan.prune or plan.rewrite:
-        network = rewrite_lrn(network, plan.rewrite)
+    network = rewrite_lrn(network, plan.rewrite)
     factors, unfitted = {}, dict[str, str]()
     if parts is not None and (plan.prune or plan.decompose):
         check_ranks(network, plan.decompose)

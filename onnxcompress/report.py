@@ -153,6 +153,27 @@ def _total_time(found: Inspection) -> float:
 # --- prune, decompose, compress, apply ------------------------------------------------------------
 
 
+def compressed_lines(result: Compressed, layers: bool = False) -> list[Table | str]:
+    """All that is said of a result; with a row per layer if they are wanted."""
+    lines: list[Table | str] = [stages_table(result), *([layers_table(result)] if layers else [])]
+    lines += kept_lines(result)
+    if result.fitted is not None:
+        lines += fitted_lines(result.fitted)
+    elif len(result.stages) > 1:
+        lines.append(
+            "its accuracy was not looked at: 'evaluate' measures it, with --data weights are fitted, and "
+            "'finetune' trains them"
+        )
+    lines += [f"trained after '{stage}': {what}" for stage, what in result.plan.trained.items()]
+    if len(result.stages) == 1:
+        lines.append("nothing to do: the output is the input network")
+    if result.stages[-1].cost.macs > result.stages[0].cost.macs:
+        lines.append("more MACs than before: LRN computes more as convolutions, and takes less time")
+    if result.shortfall:
+        lines.append(f"short of what was asked: {result.shortfall}")
+    return lines
+
+
 def stages_table(result: Compressed) -> Table:
     """One row per stage: parameters and MACs, and what they have come down by."""
     first = result.stages[0].cost

@@ -16,10 +16,8 @@ from onnxcompress.layers import relu_after
 from onnxcompress.model import refresh
 from onnxcompress.names import Names
 from onnxcompress.plan import SEPARATOR, matches, members
+from onnxcompress.splits import sizes_of, split
 from onnxcompress.weights import weights_of
-
-SPLIT_SIZES = 13
-"""Opset from which the sizes of a Split are an input."""
 
 
 def siblings(model: ir.Model, skip: Sequence[str] = ()) -> list[str]:
@@ -173,40 +171,28 @@ def _join(name: str, nodes: list[ir.Node], fresh: Names) -> None:
     else:
         ends = nodes
     widths = [_width(node) for node in nodes]
-    inputs, attributes = list(chain[-1].outputs), [ir.AttrInt64("axis", 1)]
-    if graph.opset_imports.get("", SPLIT_SIZES) < SPLIT_SIZES:
-        attributes.append(ir.AttrInt64s("split", widths))
-    else:
-        inputs.append(fresh.initializer(f"{name}/widths", np.array(widths, np.int64)))
-    split = ir.Node("", "Split", inputs, attributes, num_outputs=len(nodes), name=_split(name))
+    parts = split(chain[-1].outputs[0], widths, _split(name), fresh)
     old = [end.outputs[0] for end in ends]
     gone = list(dict.fromkeys([*nodes, *ends]))
-    ir.convenience.replace_nodes_and_values(graph, first, gone, [*chain, split], old, split.outputs)
+    ir.convenience.replace_nodes_and_values(graph, first, gone, [*chain, parts], old, parts.outputs)
 
 
-def _part(names: list[str], split: ir.Node, fresh: Names) -> None:
-    graph = split.graph
+def _part(names: list[str], joint: ir.Node, fresh: Names) -> None:
+    graph = joint.graph
     assert graph is not None
-    back = [_producer(split)]
+    back = [_producer(joint)]
     if back[0].op_type == "Relu":
         back.append(_producer(back[0]))
     *relus, conv = back
-    ends_at = np.cumsum(_widths(split))
+    ends_at = np.cumsum(sizes_of(joint))
     parts = zip(*(np.split(array, ends_at[:-1]) for array in _weights(conv)), strict=True)
     chain, ends = [], []
     for name, arrays in zip(names, parts, strict=True):
         chain.append(_conv(conv, name, arrays, fresh))
         chain += [_like(relu, chain[-1].outputs, f"{name}/relu", fresh) for relu in relus]
         ends.append(chain[-1].outputs[0])
-    gone = [conv, *relus, split]
-    ir.convenience.replace_nodes_and_values(graph, conv, gone, chain, split.outputs, ends)
-
-
-def _widths(split: ir.Node) -> list[int]:
-    """Sizes of a Split's outputs."""
-    if "split" in split.attributes:
-        return list(split.attributes["split"].as_ints())
-    return np.asarray(weights_of(split.inputs[1])).tolist()
+    gone = [conv, *relus, joint]
+    ir.convenience.replace_nodes_and_values(graph, conv, gone, chain, joint.outputs, ends)
 
 
 def _producer(node: ir.Node) -> ir.Node:

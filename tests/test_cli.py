@@ -334,7 +334,7 @@ def test_every_public_name_is_there_and_documented():
 
 
 def test_a_defect_of_ours_is_one_line_too(run, folder, monkeypatch):
-    monkeypatch.setattr("onnxcompress.compression.simplify", lambda _: 1 / 0)
+    monkeypatch.setattr("onnxcompress.compression.prepared", lambda _: 1 / 0)
     code, _, err = run("prune", "model.onnx", "-o", "out.onnx")
     assert code == 2
     assert "internal error, ZeroDivisionError" in err

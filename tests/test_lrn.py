@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from onnxcompress.lrn import BLOCK, band, blocks, rewrite_lrn, write_as_band
+import onnxcompress as oc
+from models.digits import SHIPPED
+from onnxcompress.lrn import BLOCK, band, blocks, rewrite_lrn, whole_bands, write_as_band
 from onnxcompress.runtime import run, session
 
 
@@ -39,7 +41,10 @@ def test_removed_channels_count_as_zero_at_their_old_distance():
     write_as_band(model.graph[0], kept)
     for value in (*model.graph.inputs, *model.graph.outputs):
         value.shape = ir.Shape(["N", int(kept.sum()), 4, 4])
-    for network in (model, rewrite_lrn(model, [])):
+    cut = rewrite_lrn(model, [])
+    whole = whole_bands(cut)
+    assert [len(list(each.graph)) for each in (cut, whole)] == [9, 6]
+    for network in (model, cut, whole):
         np.testing.assert_allclose(run(session(network), {"x": x[:, kept]})[0], expected, rtol=2e-6)
 
 
@@ -49,11 +54,18 @@ def test_blocks_are_the_band(channels, size, share, seed):
     kept = np.random.default_rng(seed).random(channels) < share
     kept[0] = True
     matrix = band(channels, size, 1.0)[kept][:, kept]
-    weights, read = blocks(matrix)
+    weights, starts = blocks(matrix)
     rebuilt = np.zeros((len(weights), len(matrix)))
-    for row, channel_weights in enumerate(weights):
-        group = row // BLOCK
-        for channel, weight in zip(read.reshape(-1, weights.shape[1])[group], channel_weights, strict=True):
-            rebuilt[row, channel] += weight
+    for row, start in enumerate(starts.repeat(BLOCK)):
+        rebuilt[row, start : start + weights.shape[1]] = weights[row]
     np.testing.assert_array_equal(rebuilt[: len(matrix)], matrix)
     assert not rebuilt[len(matrix) :].any()
+
+
+def test_channels_of_a_band_in_groups_can_go():
+    first = oc.prune(SHIPPED, ratio=0.3)
+    second = oc.prune(first.model, ratio=0.3)
+    for layer in ("conv1/3x3", "conv2/3x3"):
+        assert first.plan.prune[layer]
+        assert second.plan.prune[layer]
+    assert sum("windows" in str(node.name) for node in second.model.graph) == 2  # in groups again

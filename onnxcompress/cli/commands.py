@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, ParamSpec
 
-import onnx_ir as ir
 import typer
 from rich.table import Table
 
 import onnxcompress as verbs
 from onnxcompress import plots, report
+from onnxcompress.cli.networks import finish, read
 from onnxcompress.cli.options import (
     CalibrationData,
     ChannelOrder,
@@ -52,11 +52,8 @@ from onnxcompress.cli.options import (
 from onnxcompress.cli.terminal import DONE, SHORT, guarded, progress_bar, show, stderr, stdout
 from onnxcompress.drafts import write_text
 from onnxcompress.errors import InputError
-from onnxcompress.model import check_output, copy, files_of, load, save
-from onnxcompress.plan import to_yaml
+from onnxcompress.model import check_output, load, save
 from onnxcompress.preprocessing import Preprocessing
-from onnxcompress.runtime import runner
-from onnxcompress.weights import fit_one_message
 
 P = ParamSpec("P")
 
@@ -231,7 +228,7 @@ def prune(
     removes them in rounds of --step, with --finetune-steps of training after each: by the labels with
     --labels, else to give the answers that the network itself gave.
     """
-    network = _read(model, output, data, stats)
+    network = read(model, output, data, stats)
     if not iterative:
         refuse(context, ("step", "finetune_steps"), "applies to --iterative, which is not given")
     if not iterative and criterion != "taylor":
@@ -253,7 +250,7 @@ def prune(
             data=calibration,
             progress=advance,
         )
-    return _finish(result, output, layers, as_json, quiet)
+    return finish(result, output, layers, as_json, quiet)
 
 
 @command("decompose")
@@ -287,7 +284,7 @@ def decompose(
     Layers with up to 4 input channels are factored on their output side only; layers that share weights
     share the factors. Depthwise layers and those whose chain would not have fewer MACs stay as they are.
     """
-    network = _read(model, output, data, stats)
+    network = read(model, output, data, stats)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(context, data, preprocessing, limit, stats, values=values)
     with progress_bar(quiet) as advance:
@@ -301,7 +298,7 @@ def decompose(
             data=calibration,
             progress=advance,
         )
-    return _finish(result, output, layers, as_json, quiet)
+    return finish(result, output, layers, as_json, quiet)
 
 
 @command("compress")
@@ -359,7 +356,7 @@ def compress(
     LRN is written as banded convolutions, which is exact and faster.
     Writes OUTPUT, and the plan beside it as .plan.yaml.
     """
-    network = _read(model, output, data, stats)
+    network = read(model, output, data, stats)
     if target or keep_accuracy is not None:
         refuse(
             context,
@@ -393,7 +390,7 @@ def compress(
             data=calibration,
             progress=advance,
         )
-    return _finish(result, output, layers, as_json, quiet)
+    return finish(result, output, layers, as_json, quiet)
 
 
 @command("apply")
@@ -417,12 +414,12 @@ def apply(
     debug: Debug = False,
 ) -> int:
     """Do what a plan says, no more and no less."""
-    network = _read(model, output, plan, data, stats, write_plan=False)
+    network = read(model, output, plan, data, stats, write_plan=False)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(context, data, preprocessing, limit, stats, values=values)
     with progress_bar(quiet) as advance:
         result = verbs.apply(network, plan, data=calibration, progress=advance)
-    return _finish(result, output, layers, as_json, quiet, write_plan=False)
+    return finish(result, output, layers, as_json, quiet, write_plan=False)
 
 
 @command("tradeoff")
@@ -569,7 +566,7 @@ def finetune(
     from onnxcompress.caffe.solver import read_solver
     from onnxcompress.training.schedules import POLICIES, Schedule
 
-    network = _read(model, output, data, teacher, val, solver, plan, write_plan=False)
+    network = read(model, output, data, teacher, val, solver, plan, write_plan=False)
     if solver is not None:
         refuse(context, BY_A_SOLVER, "does not go with --solver, which says it")
     elif policy in POLICIES and policy not in FREE_POLICIES:
@@ -710,83 +707,3 @@ def bench(
             progress=partial(advance, "timing"),
         )
     show({"networks": report.records(found)}, [report.latency_table(found)], as_json, quiet)
-
-
-def _read(source: Path, output: Path, *others: Path | None, write_plan: bool = True) -> ir.Model:
-    """The network, once it is known that it can be run and that the outputs can be written.
-
-    Args:
-        source: of the network.
-        output: to write.
-        others: files that are read, too.
-        write_plan: whether a plan is written beside the output.
-    """
-    inputs = [source, *(path for path in others if path is not None)]
-    check_output(output, *inputs)
-    network = load(source)
-    written = [output, output.with_name(f"{output.name}.data"), *([_plan_of(output)] if write_plan else [])]
-    for path in written:
-        check_output(path, *inputs, *files_of(network))
-    runner(source)
-    return network
-
-
-def _plan_of(output: Path) -> Path:
-    return output.with_name(f"{output.name.removesuffix('.onnx')}.plan.yaml")
-
-
-def _finish(
-    result: "verbs.Compressed",
-    output: Path,
-    layers: bool,
-    as_json: bool,
-    quiet: bool,
-    write_plan: bool = True,
-) -> int:
-    original = result.stages[0].model
-    if len(result.stages) == 1:
-        copy(original, output)
-    else:
-        save(result.model, output, original=original)
-    plan = _plan_of(output)
-    if write_plan:
-        write_text(plan, to_yaml(result.plan))
-    written = [
-        output,
-        *([output.with_name(f"{output.name}.data")] if not fit_one_message(result.model) else []),
-    ]
-    sizes = {
-        stage: sum(file.stat().st_size for file in files)
-        for stage, files in (("before", files_of(original)), ("after", written))
-    }
-    lines: list[Table | str] = [report.stages_table(result)]
-    if layers:
-        lines.append(report.layers_table(result))
-    lines += report.kept_lines(result)
-    if result.fitted is None and len(result.stages) > 1:
-        lines.append(
-            "its accuracy was not looked at: 'evaluate' measures it, with --data weights are fitted, and "
-            "'finetune' trains them"
-        )
-    if result.fitted is not None:
-        lines += report.fitted_lines(result.fitted)
-    lines += [f"trained after '{stage}': {what}" for stage, what in result.plan.trained.items()]
-    if len(result.stages) == 1:
-        lines.append("nothing to do: the output is the input network")
-    first, last = (result.stages[index].cost.macs for index in (0, -1))
-    if last > first:
-        lines.append("more MACs than before: LRN computes more as convolutions, and takes less time")
-    if result.shortfall:
-        lines.append(f"short of what was asked: {result.shortfall}")
-    if result.shortfall and quiet and not as_json:
-        stderr.print(lines[-1])
-    saved = report.change(sizes["before"], sizes["after"])
-    line = f"{output}: {sizes['after'] / 1e6:.2f} MB, was {sizes['before'] / 1e6:.2f} MB"
-    lines.append(line + (f" ({saved})" if saved else "") + (f"; plan in {plan}" if write_plan else ""))
-    content = report.compressed_json(result) | {
-        "output": str(output),
-        "plan": str(plan) if write_plan else None,
-        "file_bytes": sizes,
-    }
-    show(content, lines, as_json, quiet)
-    return SHORT if result.shortfall else DONE

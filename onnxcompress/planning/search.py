@@ -145,7 +145,7 @@ class Planner:
         self.measured = defaultdict(dict)
         self.done, self.products = {}, {}
         self.rewrite = list(rewrite)
-        self.total = self._measure(survey.network)
+        self.total = self._measure(rewrite_lrn(survey.network, []))
         layers = survey.layers
         options = self._options()
         sensitivity = self._sensitivity(options)
@@ -215,8 +215,7 @@ class Planner:
         network = self.survey.network
         if plan.prune:
             network = remove_filters(network, plan.prune)
-        if plan.prune or self.rewrite:
-            network = rewrite_lrn(network, self.rewrite)
+        network = rewrite_lrn(network, self.rewrite)
         if plan.decompose:
             layers = {layer.name: layer for layer in factor_layers(network, concrete_shapes(network))}
             empty = {name: _empty(layers[name], ranks) for name, ranks in plan.decompose.items()}

@@ -12,6 +12,7 @@ from onnxcompress import preprocessing as prep
 from onnxcompress.blas import one_blas_thread
 from onnxcompress.data import Data, fits, open_data
 from onnxcompress.errors import InputError, naming
+from onnxcompress.lrn import whole_bands
 from onnxcompress.measure.accuracy import Accuracy, evaluate
 from onnxcompress.model import files_of, load, simplify
 from onnxcompress.outputs import answers
@@ -141,7 +142,7 @@ def finetune(
     if teacher is not None:
         original = load(teacher)
         with naming(files_of(original)):
-            teacher = simplify(original)
+            teacher = whole_bands(simplify(original))
             _check_takes(teacher, first.shape[1:])
             with naming(plan_files):
                 teaching = _teaching(teacher, network, plan, labels, temperature, share, first)
