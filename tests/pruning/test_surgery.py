@@ -209,6 +209,25 @@ def test_pruning_is_exact_around_halves_that_the_network_computes():
     assert "computed from sizes that the network leaves open" in oc.prune(held).plan.kept[first]
 
 
+SHAPES = """
+    <int64[1] zero = {0}, int64[1] one = {1}, int64[3] rest = {-1, 8, 8}>
+    { c = Conv (x, w8_3)  r = Relu (c)  n = Shape (r)  d = Reshape (c, n)  b = Slice (n, zero, one)
+      s = Concat <axis: int = 0> (b, rest)  e = Reshape (d, s)  y = Conv (e, w2_8) }"""
+
+
+def test_shapes_that_are_right_by_themselves_stay_as_they_are():
+    """Converters of edge runtimes recognise what exporters write."""
+    model = network(f"g (float[N, 3, 8, 8] x) => (float[N, 2, 8, 8] y) {SHAPES}", random_weights(SHAPES))
+    before = simplify(model)
+    assert "Shape" in {node.op_type for node in before.graph}
+    result = oc.prune(model, ratio=0.5)
+    assert [node.op_type for node in result.model.graph] == [node.op_type for node in before.graph]
+    x = np.random.default_rng(1).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    expected = outputs_with_removed_read_as_zero(before, result.plan.prune, {"x": x})
+    for ours, theirs in zip(run(session(result.model), {"x": x}), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def shuffle_net(seed, groups=8, width=32, middle=16, units=2):
     """Units of ShuffleNet (Zhang et al. 2018): grouped, shuffled, depthwise and grouped convolutions."""
     random = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Keep, NoRuleError
-from onnxcompress.pruning.rules.nodes import graph_of, new_constant, replaced
+from onnxcompress.pruning.rules.nodes import computed, graph_of, new_constant, replaced
 from onnxcompress.weights import weights_of
 
 
@@ -20,8 +20,8 @@ def hand_on(graph: ChannelGraph, node: ir.Node, atoms: Atoms | None, reason: str
 def sizes_follow(graph: ChannelGraph, node: ir.Node, index: int, axes: Sequence[int]) -> None:
     """An input that holds the sizes of these axes of the output follows its channels.
 
-    Sizes of 0 and −1 follow by themselves. Those of a computed input are replaced once they are computed;
-    along an axis whose size the network leaves open, nothing is cut.
+    Sizes of 0 and −1 follow by themselves, and so does the Shape of a value that is cut alike. Others that
+    are computed are replaced once they are; along an axis whose size the network leaves open, nothing is cut.
     """
     atoms, sizes = graph.atoms(node.outputs[0]), node.inputs[index]
     if atoms is None or sizes is None:
@@ -43,12 +43,38 @@ def sizes_follow(graph: ChannelGraph, node: ir.Node, index: int, axes: Sequence[
         if given is not None:
             changed = np.where(varying & (given > 0), counts, given)
             node.replace_input_with(index, new_constant(node, "sizes", changed))
-        else:
+        elif _is_shape_alike(graph, sizes, atoms, keep):
+            node.replace_input_with(index, sizes)
+        elif not _are_left_open(graph, sizes, varying):
             after = replaced(node, varying, counts, sizes)
             graph_of(node).insert_before(node, after)
             node.replace_input_with(index, after[-1].outputs[0])
 
     graph.edit(follow)
+
+
+def _is_shape_alike(graph: ChannelGraph, sizes: ir.Value, atoms: Atoms, keep: Keep) -> bool:
+    """Whether sizes are the whole Shape of a value of which as many channels stay as of these atoms."""
+    node = sizes.producer()
+    if node is None or node.op_type != "Shape" or {"start", "end"} & set(node.attributes):
+        return False
+    others = graph.atoms(node.inputs[0])
+    return (
+        others is not None
+        and others.shape == atoms.shape
+        and all(
+            kept_along(keep, others, axis).sum() == kept_along(keep, atoms, axis).sum()
+            for axis in range(atoms.ndim)
+        )
+    )
+
+
+def _are_left_open(graph: ChannelGraph, sizes: ir.Value, varying: np.ndarray) -> bool:
+    """Whether computed sizes are 0 or −1 where the channels vary."""
+    try:
+        return bool((computed(sizes, graph.shapes)[varying] <= 0).all())
+    except NoRuleError:
+        return False
 
 
 def kept_along(keep: Keep, atoms: Atoms, axis: int) -> np.ndarray:

@@ -323,14 +323,33 @@ def shape(graph: ChannelGraph, node: ir.Node) -> None:
     counted, varying = np.array(sizes, np.int64)[part], (np.array(atoms.shape) > 1)[part]
 
     def freeze(keep: Keep) -> None:
-        if varying.any() and not keep(atoms).all():
-            uses = list(node.outputs[0].uses())
+        uses = [
+            (reader, index)
+            for reader, index in node.outputs[0].uses()
+            if varying[_entries(reader, index, len(counted))].any()
+        ]
+        if uses and not keep(atoms).all():
             before = replaced(node, varying, counted, node.outputs[0])
             graph_of(node).insert_after(node, before)
             for reader, index in uses:
                 reader.replace_input_with(index, before[-1].outputs[0])
 
     graph.edit(freeze)
+
+
+def _entries(reader: ir.Node, index: int, count: int) -> np.ndarray:
+    """Which of a shape's entries a node reads: all, unless it takes some out."""
+    every = np.arange(count)
+    try:
+        if reader.op_type == "Gather" and index == 0:
+            return np.ravel(every[array_of(reader.inputs[1])])
+        if reader.op_type == "Slice" and index == 0:
+            (start,), (end,) = ints_of(reader, "starts", (), 1), ints_of(reader, "ends", (), 2)
+            (step,) = ints_of(reader, "steps", [1], 4)
+            return every[start:end:step]
+    except NoRuleError:
+        pass
+    return every
 
 
 def _reinterpret(graph: ChannelGraph, node: ir.Node) -> Atoms | None:

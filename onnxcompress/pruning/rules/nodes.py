@@ -78,13 +78,18 @@ def integers(graph: ChannelGraph, value: ir.Value | None) -> list[int]:
     Raises:
         NoRuleError: when they are computed from anything else.
     """
-    first = _computed(value, graph.shapes)
-    if weights_of(value) is None and not np.array_equal(first, _computed(value, graph.other_shapes())):
+    first = computed(value, graph.shapes)
+    if weights_of(value) is None and not np.array_equal(first, computed(value, graph.other_shapes())):
         raise NoRuleError("numbers are computed from sizes that the network leaves open")
     return [int(number) for number in np.ravel(first)]
 
 
-def _computed(value: ir.Value | None, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+def computed(value: ir.Value | None, shapes: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+    """A constant, or what the network computes where its values have these shapes.
+
+    Raises:
+        NoRuleError: when it is computed from anything but constants and sizes.
+    """
     if (stored := weights_of(value)) is not None:
         return stored
     node = None if value is None else value.producer()
@@ -99,7 +104,7 @@ def _computed(value: ir.Value | None, shapes: Mapping[str, tuple[int, ...]]) -> 
         return np.array(size[part], np.int64)
     from onnx.reference import ReferenceEvaluator  # seldom needed
 
-    given = {str(each.name): _computed(each, shapes) for each in node.inputs if each is not None}
+    given = {str(each.name): computed(each, shapes) for each in node.inputs if each is not None}
     (found,) = ReferenceEvaluator(ir.to_proto(node), opsets={"": opset_of(node)}).run(None, given)
     return np.asarray(found)
 
