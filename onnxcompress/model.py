@@ -171,8 +171,16 @@ def _is_accepted(model: ir.Model) -> bool:
 
 
 def refresh(model: ir.Model) -> ir.Model:
-    """Drop initializers that nobody reads and infer the shapes again, in place, after a rewrite."""
-    passes.RemoveUnusedNodesPass()(model)
+    """Drop what nobody reads any more and infer the shapes again, in place, after a rewrite.
+
+    Nodes keep all their outputs, as exporters write them: MNN's converter crashes on an LSTM with one.
+    """
+    for node in reversed(model.graph):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            model.graph.remove(node, safe=True)
+    for name, value in list(model.graph.initializers.items()):
+        if not (value.uses() or value.is_graph_output() or value.is_graph_input()):
+            del model.graph.initializers[name]
     declared = [value.shape for value in model.graph.outputs]
     values = {value.name: value for node in model.graph for value in node.outputs}
     for value in values.values():

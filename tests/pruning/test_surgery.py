@@ -228,6 +228,28 @@ def test_shapes_that_are_right_by_themselves_stay_as_they_are():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+RECURRENT = """g (float[N, 3, 1, 6] x) => (float[6, D, N, 4] y) {
+  c = Conv (x, w8_3)  r = Relu (c)  s = Squeeze (r, height)  t = Transpose <perm = [2, 0, 1]> (s)
+  y, last, cell = LSTM <hidden_size = 4, direction = "bidirectional"> (t, input, state)
+}"""
+
+
+def test_what_a_recurrent_layer_reads_can_go():
+    """It keeps its outputs, read or not: MNN's converter crashes on an LSTM with one."""
+    random = np.random.default_rng(0)
+    shapes = {"w8_3": (8, 3, 1, 1), "input": (2, 16, 8), "state": (2, 16, 4)}
+    weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    weights["height"] = np.array([2])
+    result = oc.prune(network(RECURRENT, weights), ratio=0.5)
+    ((_, gone),) = result.plan.prune.items()
+    assert len(gone) == 4
+    assert len(next(node for node in result.model.graph if node.op_type == "LSTM").outputs) == 3
+    weights["input"][..., gone] = 0
+    x = random.standard_normal((2, 3, 1, 6)).astype(np.float32)
+    pair = (result.model, network(RECURRENT, weights))
+    np.testing.assert_allclose(*(run(session(each), {"x": x})[0] for each in pair), rtol=1e-5, atol=1e-6)
+
+
 def shuffle_net(seed, groups=8, width=32, middle=16, units=2):
     """Units of ShuffleNet (Zhang et al. 2018): grouped, shuffled, depthwise and grouped convolutions."""
     random = np.random.default_rng(seed)
