@@ -26,6 +26,7 @@ from rich.table import Table
 import onnxcompress as oc
 from models.digits import SHIPPED
 from models.digits_data import load_digits_parts
+from onnxcompress import report
 from onnxcompress.runtime import random_feeds, run, session
 from onnxcompress.shapes import stand_ins
 
@@ -206,20 +207,16 @@ def _convert(program: Path, *arguments: object) -> None:
 
 
 def _table(rows: Sequence[Row]) -> Table:
-    table = Table(title=rows[0].network, title_justify="left")
     stages = list(dict.fromkeys(row.stage for row in rows))
-    table.add_column("runtime")
-    for stage in stages:
-        table.add_column(f"{stage}: error")
-        table.add_column("ms", justify="right")
+    columns = ["runtime", *(name for stage in stages for name in (f"{stage}: error", "ms"))]
     found = {(row.runtime, row.stage): row for row in rows}
+    lines = []
     for runtime in dict.fromkeys(row.runtime for row in rows):
-        cells = []
-        for stage in stages:
-            row = found[runtime, stage]
-            cells += [row.failure, ""] if row.failure else [f"{row.error:.0e}", f"{row.milliseconds:.2f}"]
-        table.add_row(runtime, *cells)
-    return table
+        line = [runtime]
+        for row in (found[runtime, stage] for stage in stages):
+            line += [row.failure, ""] if row.failure else [f"{row.error:.0e}", f"{row.milliseconds:.2f}"]
+        lines.append(line)
+    return report.table(rows[0].network, columns, lines)
 
 
 if __name__ == "__main__":
