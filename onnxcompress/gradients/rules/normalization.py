@@ -43,16 +43,14 @@ def lrn(tape: Tape, node: ir.Node, inputs: Any) -> Any:
 
 def _neighbours(tape: Tape, value: ir.Value, matrix: NDArray[np.float64], rank: int) -> ir.Value:
     """The matrix, a band, times the channels."""
-    weights, read = blocks(matrix)
+    weights, starts = blocks(matrix)
     point = (1,) * (rank - 2)
     if weights.size >= matrix.size:
         return tape.emit("Conv", value, tape.constant(matrix.reshape(*matrix.shape, *point)))
+    read = (starts[:, None] + np.arange(weights.shape[1])).ravel()
     value = tape.emit("Gather", value, tape.ints(read), axis=1)
     value = tape.emit(
-        "Conv",
-        value,
-        tape.constant(weights.reshape(*weights.shape, *point)),
-        group=len(read) // weights.shape[1],
+        "Conv", value, tape.constant(weights.reshape(*weights.shape, *point)), group=len(starts)
     )
     if len(weights) > len(matrix):
         value = tape.emit("Slice", value, tape.ints([0]), tape.ints([len(matrix)]), tape.ints([1]))
