@@ -16,7 +16,8 @@ from onnxcompress.weights import weights_of
 
 BLOCK = 8
 """Channels per group of the convolution. A dense band would be nearly all zeros: at 192 channels the groups
-need a sixteenth of its MACs and 40 % of its time in ONNX Runtime, which takes 13 times as long for LRN."""
+need a sixteenth of its MACs. An LRN of 56×56 on one thread of ONNX Runtime: itself 22 ms, with a dense band
+5.6, with groups 3.2."""
 
 
 def band(channels: int, size: int, alpha: float) -> NDArray[np.float64]:
