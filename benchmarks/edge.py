@@ -6,6 +6,7 @@ alone (the one that ships under a budget, too). One thread, one sample, random i
 
 import argparse
 import csv
+import signal
 import subprocess
 import sys
 import tempfile
@@ -100,16 +101,17 @@ def measure(path: Path, network: str, stage: str, runtime: str) -> Row:
     """One row, from a process of its own: runtimes crash on what they do not know."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
-            error, milliseconds = pool.submit(compared, path, runtime).result(TIMEOUT)
+            error, milliseconds = pool.submit(compared, path, runtime).result()
         except BrokenProcessPool:
-            return Row(network, stage, runtime, failure="crashes")
+            return Row(network, stage, runtime, failure="crashes or hangs")
         except Exception as problem:  # of any runtime
             return Row(network, stage, runtime, failure=f"{type(problem).__name__}: {problem}"[:60])
     return Row(network, stage, runtime, error, milliseconds)
 
 
 def compared(path: Path, runtime: str) -> tuple[float, float]:
-    """Error and milliseconds of a network in a runtime, see `Row`."""
+    """Error and milliseconds of a network in a runtime, see `Row`. The process ends after `TIMEOUT`."""
+    signal.alarm(TIMEOUT)
     model, reference = oc.load(path), session(path, threads=1)
     feeds = random_feeds(reference, stand_ins(model, 1))
     expected = run(reference, feeds)
@@ -201,7 +203,8 @@ RUNTIMES = {"onnxruntime": onnxruntime, "openvino": openvino, "MNN": mnn, "ncnn"
 
 
 def _convert(program: Path, *arguments: object) -> None:
-    done = subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False)
+    command = [program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT / 2)
     if done.returncode:
         raise RuntimeError(f"{program.name}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
 
