@@ -10,7 +10,6 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxcompress.blas import one_blas_thread
 from onnxcompress.calibration.given import Calibration, calibration, moments_on, read_parts
 from onnxcompress.calibration.samples import Parts, Source
 from onnxcompress.choosing import (
@@ -42,6 +41,7 @@ from onnxcompress.recovery.training import Training
 from onnxcompress.results import Compressed, Point, Stage
 from onnxcompress.shapes import concrete_shapes
 from onnxcompress.siblings import siblings
+from onnxcompress.threads import one_blas_thread
 from onnxcompress.training.finetuning import check_trainable
 from onnxcompress.training.trainer import Recipe
 

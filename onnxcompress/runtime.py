@@ -1,7 +1,6 @@
 """ONNX Runtime on the CPU: sessions, runs, and random input that fits a network."""
 
 import math
-import os
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxcompress.errors import InputError, one_line
+from onnxcompress.threads import cores
 from onnxcompress.weights import fit_one_message, name_of, weight_files
 
 FREE_BATCH = 1
@@ -81,7 +81,7 @@ def session(
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = threads or _cores()
+    options.intra_op_num_threads = threads or cores()
     # Threads that go on spinning after a run take the cores from the caller's next step: networks that run
     # in turns were measured at two to three times their time.
     options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -235,11 +235,6 @@ def random_feeds(
         numbers = random.standard_normal(shape) if dtype.kind == "f" else random.integers(0, 2, shape)
         feeds[value.name] = np.asarray(numbers, dtype)
     return feeds
-
-
-def _cores() -> int:
-    # Only Linux tells which cores this process was given.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _said(error: Exception) -> str:

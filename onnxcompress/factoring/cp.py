@@ -11,6 +11,8 @@ The error tr((W − Ŵ) G (W − Ŵ)ᵀ) of the response, G the covariance of wh
 Pereyra 1973); what is left is minimised over these two by L-BFGS, from a random start.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import scipy.linalg
 import scipy.optimize
@@ -23,32 +25,58 @@ RIDGE = 1e-5
 """Of the regression for `out`, relative to the mean variance of what it reads: components stay finite."""
 
 
-def cp(
-    weights: Array,
-    covariance: Array,
-    channels: int,
-    rank: int,
-    start: tuple[Array, Array] | None,
-    iterations: int,
-) -> tuple[Array, Array, Array]:
-    """The decomposition at a rank.
+@dataclass(frozen=True)
+class Whitened:
+    """A layer that reads channels less their own covariance, for which L-BFGS needs far fewer steps.
+
+    Attributes:
+        root: of the channels' own covariance, (C, C): what they were is root · what they are.
+        size: Frobenius norm of the weights; 1 where they are zero.
+        weights: over their size, (M, C · kernel).
+        covariance: of the patches, (C · kernel,) * 2.
+    """
+
+    root: Array
+    size: float
+    weights: Single
+    covariance: Single
+
+
+def whitened(weights: Array, covariance: Array, channels: int) -> Whitened:
+    """A layer for the search, whatever the rank.
 
     Args:
         weights: (M, C · kernel).
         covariance: of the patches, (C · kernel,) * 2, positive definite.
         channels: C.
+    """
+    kernel = len(covariance) // channels
+    own = np.einsum("akbk->ab", covariance.reshape(channels, kernel, channels, kernel)) / kernel
+    root = np.linalg.cholesky(own)
+    w = np.einsum("mck,cd->mdk", weights.reshape(-1, channels, kernel), root).reshape(len(weights), -1)
+    size = float(np.linalg.norm(w)) or 1.0
+    g = _solved(root, _solved(root, covariance, kernel).T, kernel)
+    return Whitened(root, size, (w / size).astype(np.float32), g.astype(np.float32))
+
+
+def cp(
+    layer: Whitened, rank: int, start: tuple[Array, Array] | None, iterations: int
+) -> tuple[Array, Array, Array]:
+    """The decomposition of a layer's weights at a rank.
+
+    Args:
+        layer: with its covariance.
         rank: R.
-        start: `core` and `into` to start from instead.
+        start: `core` and `into` to start from instead; their sizes do not matter.
         iterations: of L-BFGS, at most.
 
     Returns:
         (out (M, R), core (R, kernel), into (R, C)): columns of `out` and rows of `into` have length 1, for
         training: a step that suits one of them suits the other.
     """
-    kernel = weights.shape[1] // channels
-    root, exact_w, exact_g = _whitened(weights, covariance, channels)
-    size = np.linalg.norm(exact_w) or 1.0
-    w, g = (exact_w / size).astype(np.float32), exact_g.astype(np.float32)
+    root, w, g = layer.root, layer.weights, layer.covariance
+    channels = len(root)
+    kernel = len(g) // channels
     wg = w @ g
     total = float(np.sum(wg * w)) or 1.0
 
@@ -81,7 +109,8 @@ def cp(
         core = random.standard_normal((rank, kernel)) / kernel**0.5
         into = random.standard_normal((rank, channels)) / channels**0.5
     else:
-        core, into = start[0], start[1] @ root
+        # Of length 1, as those of a random start are about: of others L-BFGS makes little.
+        core, into = (_unit_rows(each)[0] for each in (start[0], start[1] @ root))
     found = scipy.optimize.minimize(
         error,
         np.concatenate([core.ravel(), into.ravel()]),
@@ -94,7 +123,7 @@ def cp(
     into = scipy.linalg.solve_triangular(root, into.T, lower=True, trans="T").T
     out, out_sizes = _unit_rows(out)
     into, into_sizes = _unit_rows(into)
-    return out.T, core * (size * out_sizes * into_sizes), into
+    return out.T, core * (layer.size * out_sizes * into_sizes), into
 
 
 def products_of(core: NDArray, into: NDArray) -> NDArray:
@@ -110,19 +139,6 @@ def _unit_rows(rows: Array) -> tuple[Array, Array]:
 
 def _split(flat: NDArray, rank: int, kernel: int) -> tuple[NDArray, NDArray]:
     return flat[: rank * kernel].reshape(rank, kernel), flat[rank * kernel :].reshape(rank, -1)
-
-
-def _whitened(weights: Array, covariance: Array, channels: int) -> tuple[Array, Array, Array]:
-    """A root of the channels' own covariance; weights and covariance for channels that it has been taken off.
-
-    L-BFGS needs far fewer steps there.
-    """
-    kernel = len(covariance) // channels
-    own = np.einsum("akbk->ab", covariance.reshape(channels, kernel, channels, kernel)) / kernel
-    root = np.linalg.cholesky(own)
-    w = np.einsum("mck,cd->mdk", weights.reshape(-1, channels, kernel), root).reshape(len(weights), -1)
-    half = _solved(root, covariance, kernel)
-    return root, w, _solved(root, half.T, kernel)
 
 
 def _solved(root: Array, matrix: Array, kernel: int) -> Array:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnxcompress.calibration.statistics import Moments, shrinkage
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.cp import cp, products_of
+from onnxcompress.factoring.cp import cp, products_of, whitened
 from onnxcompress.plan import Ranks
 
 Array = NDArray[np.float64]
@@ -190,7 +190,8 @@ def fit_factors(
     filters, g = len(weights), regular(covariance)
     if ranks.depthwise:
         near = (start.core, start.into) if start is not None and start.into is not None else None
-        return Factors(*cp(weights, g, channels, ranks.out, near, ITERATIONS), depthwise=True)
+        found = cp(whitened(weights, g, channels), ranks.out, near, ITERATIONS)
+        return Factors(*found, depthwise=True)
     into, core, inner = None, weights, g
     if ranks.into < channels:
         into = input_basis(weights, g, channels)[: ranks.into]
@@ -228,8 +229,7 @@ def product_errors(response: Components) -> Array:
     return np.maximum(response.variances.sum() - np.cumsum([0.0, *response.variances]), 0)
 
 
-def cp_errors(weights: Array, covariance: NDArray, channels: int, ranks: Sequence[int]) -> Array:
-    """What is lost of the variance of a layer's response at CP ranks, about: as found by a short search."""
-    g = regular(covariance)
-    chains = (Factors(*cp(weights, g, channels, rank, None, LOOKS), depthwise=True) for rank in ranks)
-    return np.array([response_error(weights, chain.weights, g) for chain in chains])
+def cp_chains(weights: Array, covariance: NDArray, channels: int, ranks: Sequence[int]) -> list[Factors]:
+    """About the best ones at CP ranks: as found by a short search."""
+    layer = whitened(weights, regular(covariance), channels)
+    return [Factors(*cp(layer, rank, None, LOOKS), depthwise=True) for rank in ranks]

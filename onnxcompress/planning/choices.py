@@ -6,13 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcompress.calibration.statistics import Moments
-from onnxcompress.factoring.fitted import Components, cp_errors, product_errors
+from onnxcompress.factoring.fitted import Components, Factors, cp_chains, product_errors, response_error
 from onnxcompress.layers import FactorLayer
 from onnxcompress.plan import Plan, Ranks, matches
 from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, ranks_of
 from onnxcompress.pruning.channels import ChannelGraph, Group
 from onnxcompress.pruning.elimination import Elimination, Reader, clusters, eliminate
 from onnxcompress.pruning.surgery import filters_of
+from onnxcompress.threads import side_by_side
 
 CP_SHARES = (0.5, 0.25, 0.125, 0.0625, 0.03125)
 """Of a layer's MACs: where the error of a CP is looked at. It is interpolated between them."""
@@ -88,8 +89,9 @@ def choices(
     entries = [(entry.node.name, entry) for entry in graph.parameters]
     together = clusters(groups, reading)
     eliminations: dict[int, Elimination] = {}
-    for cluster in together:
-        eliminations.update(zip(cluster, eliminate([groups[i] for i in cluster], reading), strict=True))
+    orders = side_by_side(lambda cluster: eliminate([groups[i] for i in cluster], reading), together)
+    for cluster, order in zip(together, orders, strict=True):
+        eliminations.update(zip(cluster, order, strict=True))
     number = {index: place for place, index in enumerate(eliminations)}
     found = []
     for index, elimination in eliminations.items():
@@ -128,7 +130,9 @@ def layer_choice(layer: FactorLayer, possibilities: Options, sensitivity: float,
     return LayerChoice(filters, channels, layer.groups, layer.kernel, *sizes, options, np.array(damages))
 
 
-def possible(layer: FactorLayer, moments: Moments, known: Sequence[Components]) -> Options:
+def possible(
+    layer: FactorLayer, moments: Moments, known: Sequence[Components]
+) -> tuple[Options, list[Factors]]:
     """Ranks at which a layer costs less, with the variance of its response that is lost.
 
     Groups of a convolution share their ranks. For kernels of several elements these are CP ranks: at a third
@@ -139,22 +143,28 @@ def possible(layer: FactorLayer, moments: Moments, known: Sequence[Components]) 
         layer: to factor.
         moments: of what it reads.
         known: its `survey.products`.
+
+    Returns:
+        the options, the highest rank last; and of CP ranks, where there are any, the factors of each group at
+        that one.
     """
     if layer.obstacle:
-        return []
+        return [], []
     if known:
         lost = np.sum([product_errors(response) for response in known], axis=0)
-        return [(Ranks(rank, rank), float(lost[rank])) for rank in range(1, min(layer.sides))]
+        return [(Ranks(rank, rank), float(lost[rank])) for rank in range(1, min(layer.sides))], []
     each = layer.chain_macs(Ranks(1, 1, depthwise=True)) * BLOCK
     blocks = sorted({int(layer.macs * share / each) for share in CP_SHARES} - {0})
     looked_at = [BLOCK * count for count in blocks if BLOCK * count <= layer.highest_cp_rank]
     if not looked_at:
-        return []
+        return [], []
     weights = layer.weight.reshape(layer.groups, layer.sides[0], -1)
-    parts = zip(weights, moments.covariance, strict=True)
-    lost = np.sum(
-        [cp_errors(weight, covariance, layer.sides[1], looked_at) for weight, covariance in parts], axis=0
-    )
+    lost, highest = np.zeros(len(looked_at)), []
+    for weight, covariance in zip(weights, moments.covariance, strict=True):
+        chains = cp_chains(weight, covariance, layer.sides[1], looked_at)
+        lost += [response_error(weight, chain.weights, covariance) for chain in chains]
+        highest.append(chains[-1])
     offered = np.arange(looked_at[0], looked_at[-1] + 1, BLOCK)
     errors = np.exp(np.interp(np.log(offered), np.log(looked_at), np.log(np.maximum(lost, TINY))))
-    return [(Ranks(r, r, depthwise=True), e) for r, e in zip(offered.tolist(), errors.tolist(), strict=True)]
+    pairs = zip(offered.tolist(), errors.tolist(), strict=True)
+    return [(Ranks(rank, rank, depthwise=True), error) for rank, error in pairs], highest

@@ -1,10 +1,8 @@
 """The plan for a budget: chosen by measured sensitivities, measured choice by choice, and corrected."""
 
 import math
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +21,7 @@ from onnxcompress.planning.choices import Options, choices, possible
 from onnxcompress.planning.survey import (
     Change,
     Survey,
+    chained,
     changed,
     factored,
     halved,
@@ -35,6 +34,7 @@ from onnxcompress.pruning.selection import is_convolutional, skipped
 from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.shapes import concrete_shapes
 from onnxcompress.siblings import parted, unstacked
+from onnxcompress.threads import side_by_side
 from onnxcompress.weights import file_size
 
 KINDS = ("macs", "params", "size")
@@ -104,6 +104,25 @@ def parse_target(text: str) -> Target:
     return Target(kind, share)
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a layer can become, and one such change, to see how sensitive the output is to the layer.
+
+    Attributes:
+        products: what its response consists of, see `survey.products`.
+        options: that there are.
+        tried: number of the option, from 1, that keeps about half the cost; 0 where there is none.
+        change: the layer's weights then; half of each where there is no such option.
+        lost: of the variance of its response.
+    """
+
+    products: list[Components]
+    options: Options
+    tried: int
+    change: Change
+    lost: float
+
+
 class Planner:
     """Finds plans for one network; what it measures for one budget serves the next ones.
 
@@ -143,12 +162,14 @@ class Planner:
         """
         self.survey, self.kind, self.skip, self.progress = survey, kind, tuple(skip), progress
         self.measured = defaultdict(dict)
-        self.done, self.products = {}, {}
+        self.done = {}
         self.rewrite = list(rewrite)
         self.total = self._measure(rewrite_lrn(survey.network, []))
         layers = survey.layers
-        options = self._options()
-        sensitivity = self._sensitivity(options)
+        looks = self._looks()
+        self.products = {name: look.products for name, look in looks.items()}
+        options = {name: look.options for name, look in looks.items()}
+        sensitivity = self._sensitivity(looks)
         self.readers = readers(survey.graph, layers, survey.moments, sensitivity)
         self.unseen = unseen(survey.graph, layers, survey.moments)
         groups = survey.graph.groups if is_convolutional(survey.network, survey.graph) else []
@@ -235,47 +256,36 @@ class Planner:
         weights = math.prod(layer.shape) if ranks is None else layer.chain_params(ranks)
         return weights * (layer.itemsize if self.kind == "size" else 1)
 
-    def _options(self) -> dict[str, Options]:
-        """What each layer whose responses are known can become."""
+    def _looks(self) -> dict[str, Look]:
+        """At each layer whose responses are known."""
         report = steps_of(self.progress, "looking at ranks")
-        moments = self.survey.moments
-        known = [layer for layer in self.survey.layers if layer.name in moments]
-        found: dict[str, Options] = {}
-
-        def look(layer: FactorLayer) -> tuple[list[Components], Options]:
-            parts = products(layer, moments[layer.name])
-            return parts, possible(layer, moments[layer.name], parts)
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for layer, (parts, options) in zip(known, pool.map(look, known), strict=True):
-                found[layer.name], self.products[layer.name] = options, parts
-                if report is not None:
-                    report(len(found), len(known))
+        known = [layer for layer in self.survey.layers if layer.name in self.survey.moments]
+        found: dict[str, Look] = {}
+        for layer, look in zip(known, side_by_side(self._look, known), strict=True):
+            found[layer.name] = look
+            if report is not None:
+                report(len(found), len(known))
         return found
 
-    def _sensitivity(self, options: Mapping[str, Options]) -> dict[str, float]:
-        """Damage for each unit of variance that a layer's response loses.
+    def _look(self, layer: FactorLayer) -> Look:
+        moments = self.survey.moments[layer.name]
+        parts = products(layer, moments)
+        options, chains = possible(layer, moments, parts)
+        if chains:
+            return Look(parts, options, len(options), *chained(layer, moments, chains))
+        number = self._half(layer, options)
+        if not number:
+            return Look(parts, options, 0, *halved(layer, moments))
+        return Look(parts, options, number, *factored(layer, moments, options[number - 1][0], parts))
 
-        It is measured where half the layer's cost goes, or half of each weight where none can.
-        """
-        cases: dict[str, list[Change]] = {}
-        lost: dict[str, float] = {}
-        number: dict[str, int] = {}
-        for layer in self.survey.layers:
-            if (name := layer.name) in options:
-                number[name] = self._half(layer, options[name])
-                moments = self.survey.moments[name]
-                if number[name]:
-                    ranks, _ = options[name][number[name] - 1]
-                    change, lost[name] = factored(layer, moments, ranks, self.products[name])
-                else:
-                    change, lost[name] = halved(layer, moments)
-                cases[name] = [change]
+    def _sensitivity(self, looks: Mapping[str, Look]) -> dict[str, float]:
+        """Damage for each unit of variance that a layer's response loses."""
+        cases = {name: [look.change] for name, look in looks.items()}
         damage = measured_damage(self.survey, cases, steps_of(self.progress, "measuring sensitivities"))
-        for name in cases:
-            if number[name]:
-                self.measured[name][number[name]] = self.done[((name, number[name]),)] = damage[name]
-        return {name: damage[name] / lost[name] if lost[name] > 0 else 0.0 for name in cases}
+        for name, look in looks.items():
+            if look.tried:
+                self.measured[name][look.tried] = self.done[((name, look.tried),)] = damage[name]
+        return {name: damage[name] / look.lost if look.lost > 0 else 0.0 for name, look in looks.items()}
 
     def _half(self, layer: FactorLayer, options: Options) -> int:
         """The option, from 1, at which a layer keeps about half its cost and loses least; 0 for none."""
@@ -287,8 +297,7 @@ class Planner:
         """Measure what choices do, case by case (see `_cases`), unless it is known."""
         every = self._cases(made)
         new = [case for case in every if case not in self.done]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            cases = dict(zip(new, pool.map(self._changes, new), strict=True))
+        cases = dict(zip(new, side_by_side(self._changes, new), strict=True))
         self.done |= measured_damage(self.survey, cases, steps_of(self.progress, what))
         for case in every:
             expected = [self._expected(choice, count) for choice, count in case]

@@ -15,12 +15,13 @@ from onnxcompress.calibration.statistics import Moments, statistics
 from onnxcompress.data import spread
 from onnxcompress.factoring.fitted import (
     Components,
+    Factors,
     components,
     fit_factors,
     layer_responses,
     product_errors,
     product_factors,
-    regular,
+    response_error,
 )
 from onnxcompress.layers import FactorLayer, factor_layers, set_weights
 from onnxcompress.measure.damage import Damage
@@ -119,17 +120,22 @@ def factored(
         known: its `products`.
     """
     given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
-    weights, lost = [], 0.0
-    if known:
-        for weight, response in zip(given, known, strict=True):
-            weights.append(product_factors(weight, response, ranks.out).weights)
-            lost += float(product_errors(response)[ranks.out])
-        return changed(layer, moments, np.stack(weights)), lost
-    for weight, covariance in zip(given, moments.covariance, strict=True):
-        weights.append(fit_factors(weight, covariance, layer.sides[1], ranks).weights)
-        rest = weight - weights[-1]
-        lost += float(np.sum((rest @ regular(covariance)) * rest))
+    if not known:
+        parts = zip(given, moments.covariance, strict=True)
+        chains = [fit_factors(weight, covariance, layer.sides[1], ranks) for weight, covariance in parts]
+        return chained(layer, moments, chains)
+    pairs = zip(given, known, strict=True)
+    weights = [product_factors(weight, response, ranks.out).weights for weight, response in pairs]
+    lost = sum(float(product_errors(response)[ranks.out]) for response in known)
     return changed(layer, moments, np.stack(weights)), lost
+
+
+def chained(layer: FactorLayer, moments: Moments, chains: Sequence[Factors]) -> tuple[Change, float]:
+    """A layer with the weights of these factors, one of each group, likewise."""
+    given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+    weights = np.stack([chain.weights for chain in chains])
+    parts = zip(given, weights, moments.covariance, strict=True)
+    return changed(layer, moments, weights), sum(response_error(*part) for part in parts)
 
 
 def halved(layer: FactorLayer, moments: Moments) -> tuple[Change, float]:

@@ -5,9 +5,7 @@ original gave (asymmetric reconstruction, Zhang et al. 2016, section 3.3; for pr
 equation 1). Where a Relu follows, an error counts only where it shows behind it (Zhang et al., section 3.1).
 """
 
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +24,7 @@ from onnxcompress.plan import Ranks
 from onnxcompress.progress import Steps
 from onnxcompress.pruning.surgery import filters_gone
 from onnxcompress.shapes import concrete_shapes
+from onnxcompress.threads import side_by_side
 
 Array = NDArray[np.float64]
 
@@ -106,16 +105,15 @@ def refit(
     theirs = Stages(original, [before[layer.name] for layer in layers], samples)
     fits: dict[str, Fit] = {}
     number = {layer.name: index for index, layer in enumerate(layers)}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for stage, members in enumerate(ours.layers):
-            seen = _observed(stage, members, before, ours, theirs, gone, number, fitted)
-            names = [layer.name for layer in members]
-            found = pool.map(_fit_layer, members, map(seen.pop, names), map(ranks.get, names))
-            for layer, new in zip(members, found, strict=True):
-                set_weights(layer, new.weight, new.bias if layer.bias is not None else None)
-                fits[layer.name] = new
-            if progress is not None:
-                progress(stage + 1, len(ours.layers))
+    for stage, members in enumerate(ours.layers):
+        seen = _observed(stage, members, before, ours, theirs, gone, number, fitted)
+        names = [layer.name for layer in members]
+        found = side_by_side(_fit_layer, members, map(seen.pop, names), map(ranks.get, names))
+        for layer, new in zip(members, found, strict=True):
+            set_weights(layer, new.weight, new.bias if layer.bias is not None else None)
+            fits[layer.name] = new
+        if progress is not None:
+            progress(stage + 1, len(ours.layers))
     return result, fits
 
 

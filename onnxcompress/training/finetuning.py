@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress import preprocessing as prep
-from onnxcompress.blas import one_blas_thread
 from onnxcompress.data import Data, fits, open_data
 from onnxcompress.errors import InputError, naming
 from onnxcompress.lrn import whole_bands
@@ -19,6 +18,7 @@ from onnxcompress.outputs import answers
 from onnxcompress.plan import Plan, read_plan
 from onnxcompress.progress import Progress, Steps, steps_of
 from onnxcompress.shapes import taking, times
+from onnxcompress.threads import one_blas_thread
 from onnxcompress.training.batches import shuffled
 from onnxcompress.training.head import new_head as make_head
 from onnxcompress.training.losses import Loss, Match, Term

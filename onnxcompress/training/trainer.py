@@ -1,6 +1,5 @@
 """The loop: batches in, weights changed."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from onnxcompress.errors import InputError
+from onnxcompress.threads import side_by_side
 from onnxcompress.training.losses import Loss
 from onnxcompress.training.optimizers import OPTIMIZERS, Arrays, Settings, clip, empty_state
 from onnxcompress.training.parameters import Multipliers
@@ -149,7 +149,7 @@ def train(
         own_rate = rate * factor.rate * state.units[name]
         update(weight, gradient, state.optimizer[name], own_rate, state.step, recipe.settings)
 
-    with ThreadPoolExecutor(1) as ahead, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(1) as ahead:
         batch = ahead.submit(batch_of, state.step)
         while state.step < steps:
             begun = time.perf_counter()
@@ -162,7 +162,7 @@ def train(
             if recipe.clip_gradients is not None:
                 clip(gradients, recipe.clip_gradients)
             rate = base * share(recipe.schedule, state.step, steps)
-            list(pool.map(partial(change, rate), gradients, gradients.values()))
+            list(side_by_side(partial(change, rate), gradients, gradients.values()))
             state.step += 1
             yield Step(state.step, value, rate, time.perf_counter() - begun)
 
