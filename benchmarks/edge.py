@@ -68,7 +68,7 @@ def main() -> None:
     arguments = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
-    for path in (SHIPPED, *arguments.models):
+    for path in (*arguments.models, SHIPPED):
         try:
             stages = _stages(path)
         except oc.InputError as error:

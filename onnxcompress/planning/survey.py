@@ -122,7 +122,7 @@ def factored(
     given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
     if not known:
         parts = zip(given, moments.covariance, strict=True)
-        chains = [fit_factors(weight, covariance, layer.sides[1], ranks) for weight, covariance in parts]
+        chains = [fit_factors(w, covariance, layer.sides[1], ranks, trial=True) for w, covariance in parts]
         return chained(layer, moments, chains)
     pairs = zip(given, known, strict=True)
     weights = [product_factors(weight, response, ranks.out).weights for weight, response in pairs]
