@@ -170,6 +170,7 @@ class Planner:
         self.products = {name: look.products for name, look in looks.items()}
         options = {name: look.options for name, look in looks.items()}
         sensitivity = self._sensitivity(looks)
+        del looks  # they hold other weights for all layers
         self.readers = readers(survey.graph, layers, survey.moments, sensitivity)
         self.unseen = unseen(survey.graph, layers, survey.moments)
         groups = survey.graph.groups if is_convolutional(survey.network, survey.graph) else []
