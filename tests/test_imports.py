@@ -1,4 +1,4 @@
-"""The package's parts import in one direction, as the map in README says."""
+"""The package's parts import in one direction, as the map in docs/developing.md says."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import onnxcompress
 
 ROOT = Path(onnxcompress.__file__).parent
-README = Path(__file__).resolve().parents[1] / "README.md"
+MAP = Path(__file__).resolve().parents[1] / "docs" / "developing.md"
 
 
 def imported(file):
@@ -30,8 +30,8 @@ def imports():
 
 
 def lines_of_the_map():
-    """The line of every part in README's map."""
-    (block,) = re.findall(r"^onnxcompress/\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+    """The line of every part in the map."""
+    (block,) = re.findall(r"^onnxcompress/\n(.*?)^```", MAP.read_text(), re.DOTALL | re.MULTILINE)
     parts = re.compile(r"(\w+)(?:\.py|/)")
     return {part: n for n, line in enumerate(block.splitlines()) for part in parts.findall(line[:42])}
 
