@@ -1,5 +1,5 @@
 """The command line."""
 
-from onnxcompress.cli.commands import app
+from onnxcompress.cli.app import app
 
 __all__ = ["app"]
