@@ -49,6 +49,11 @@ class FactorLayer:
         return str(self.node.name)
 
     @property
+    def reads(self) -> str:
+        """Name of the value that the weights are applied to."""
+        return _name(self.node.inputs[1 - self.constant])
+
+    @property
     def weights(self) -> ir.Value:
         """The initializer, which other layers may read too."""
         value = self.node.inputs[self.constant]

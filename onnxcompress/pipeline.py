@@ -16,7 +16,7 @@ from onnxcompress.measure.cost import cost
 from onnxcompress.model import simplify
 from onnxcompress.plan import Plan
 from onnxcompress.preprocessing import attach
-from onnxcompress.progress import Progress, steps_of
+from onnxcompress.progress import Progress
 from onnxcompress.pruning.surgery import remove_filters
 from onnxcompress.recovery.least_squares import refit
 from onnxcompress.recovery.training import Training, in_words, trained
@@ -66,8 +66,7 @@ def carry_out(
         layers = factor_layers(network, concrete_shapes(network))
         obstacles = {layer.name: obstacle(layer) for layer in layers if not sums_squares(layer.node)}
         unfitted = {name: why for name, why in obstacles.items() if why}
-        steps = steps_of(progress, "fitting weights")
-        network, fits = refit(given, network, filters, plan.decompose, parts.fit, parts.choose, steps)
+        network, fits = refit(given, network, filters, plan.decompose, parts.fit, parts.choose, progress)
         factors = {name: fit.factors for name, fit in fits.items() if fit.factors is not None}
     if plan.prune or plan.rewrite:
         stages.append(_stage("pruned" if plan.prune else "rewritten", parted(network, together)))

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
+from onnxcompress.calibration.inside import revealing
 from onnxcompress.calibration.patches import fitted_layers, patches, per_sample
+from onnxcompress.calibration.responses import Responses
 from onnxcompress.calibration.samples import Samples, fed, read_samples, split
 from onnxcompress.calibration.stages import Stages
-from onnxcompress.calibration.statistics import kept_statistics, revealing, statistics
+from onnxcompress.calibration.statistics import kept_statistics, statistics
 from onnxcompress.errors import InputError
 from onnxcompress.layers import CONVOLUTIONS, factor_layers
 from onnxcompress.model import simplify
@@ -59,7 +61,7 @@ def test_patches_times_weights_are_the_layer_s_output(model: ir.Model):
     runnable = session(model)
     feeds = random_feeds(runnable)
     for layer in fitted_layers(factor_layers(model, concrete_shapes(model))):
-        names = [str(layer.node.inputs[0].name), str(layer.node.outputs[0].name)]
+        names = [layer.reads, str(layer.node.outputs[0].name)]
         x, y = run(session(revealing(model, names)), feeds)
         found = patches(layer, x, ALL, (0,)).astype(np.float64)
         weight = layer.weight.reshape(layer.groups, layer.sides[0], -1)
@@ -79,7 +81,7 @@ def test_statistics_are_those_of_all_patches_at_once(monkeypatch):
     given_samples = samples()
     found = statistics(model, layers, given_samples)
     x = given_samples.arrays["x"]
-    (a,) = run(session(revealing(model, [str(layers[1].node.inputs[0].name)])), {"x": x})
+    (a,) = run(session(revealing(model, [layers[1].reads])), {"x": x})
     for layer, value in ((layers[0], x), (layers[1], a)):
         everything = patches(layer, value, ALL, (0,))[0].astype(np.float64)
         moments = found[layer.name]
@@ -91,6 +93,19 @@ def test_statistics_are_those_of_all_patches_at_once(monkeypatch):
         shrunk = expected * (1 - width / (width + 10 * moments.count))
         np.fill_diagonal(shrunk, np.diag(expected))
         np.testing.assert_allclose(moments.covariance[0], shrunk, atol=1e-4 * np.abs(expected).max())
+
+
+def test_responses_are_what_the_layers_give_in_every_batch(monkeypatch):
+    monkeypatch.setattr("onnxcompress.calibration.patches.LEAST", ALL)
+    model = chain()
+    layers = factor_layers(model, concrete_shapes(model))
+    given_samples = samples()
+    found = Responses(model, layers, given_samples)
+    inside = session(revealing(model, [str(layer.node.outputs[0].name) for layer in layers]))
+    for batch, (_, feeds) in enumerate(fed(given_samples, inside)):
+        for number, y in enumerate(run(inside, feeds)):
+            (response,) = list(found.of(number))[batch]
+            np.testing.assert_allclose(response, np.moveaxis(y, 1, -1).reshape(response.shape), atol=1e-4)
 
 
 def test_many_samples_give_fewer_patches_each(monkeypatch):

@@ -8,15 +8,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcompress.calibration.inside import values_inside
 from onnxcompress.calibration.patches import obstacle, patches, per_sample, too_wide
-from onnxcompress.calibration.samples import Samples, fed, own
+from onnxcompress.calibration.samples import Samples
 from onnxcompress.drafts import replacing
 from onnxcompress.errors import InputError
 from onnxcompress.layers import FactorLayer
-from onnxcompress.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.model import check_output
 from onnxcompress.progress import Steps
-from onnxcompress.runtime import run, session
 from onnxcompress.weights import weights_of
 
 Array = NDArray[np.float64]
@@ -112,17 +111,11 @@ def statistics(
     wanted = [layer for layer in layers if not obstacle(layer)]
     if not wanted:
         return {}
-    read = list(dict.fromkeys(str(layer.node.inputs[0].name) for layer in wanted))  # type: ignore[union-attr]
-    runnable = session(revealing(rewrite_lrn(model, lrn_nodes(model)), read))  # LRN nodes are slow
     found = {layer.name: Accumulator(bool(too_wide(layer))) for layer in wanted}
-    for places, feeds in fed(samples, runnable):
-        values = dict(zip(read, run(runnable, feeds), strict=True))
+    for places, values in values_inside(model, [layer.reads for layer in wanted], samples):
         for number, layer in enumerate(wanted):
-            x = values[str(layer.node.inputs[0].name)]  # type: ignore[union-attr]
-            x = own(x, places, len(next(iter(feeds.values()))))
-            found[layer.name].add(
-                patches(layer, x, per_sample(layer, len(samples)), (number, int(places[0])))
-            )
+            count, seed = per_sample(layer, len(samples)), (number, int(places[0]))
+            found[layer.name].add(patches(layer, values[layer.reads], count, seed))
         if progress is not None:
             progress(int(places[-1]) + 1, len(samples))
     return {name: accumulator.moments() for name, accumulator in found.items()}
@@ -185,19 +178,3 @@ def _key(model: ir.Model, samples: Samples) -> str:
         for number in samples.chosen[:: samples.views]:
             digest.update(np.ascontiguousarray(array[number]).tobytes())
     return f"{digest.hexdigest()} {len(samples)}"
-
-
-def revealing(model: ir.Model, names: list[str]) -> ir.Model:
-    """A copy of a network whose outputs are these values."""
-    copy = model.clone()
-    values = {v.name: v for v in (*copy.graph.inputs, *(v for node in copy.graph for v in node.outputs))}
-    copy.graph.outputs.clear()
-    for name in names:
-        value = values[name]
-        if value.is_graph_input():  # ONNX Runtime gives no input back as an output
-            node = ir.node("Identity", [value])
-            node.outputs[0].name = f"{name}/given"
-            copy.graph.append(node)
-            value = node.outputs[0]
-        copy.graph.outputs.append(value)
-    return copy

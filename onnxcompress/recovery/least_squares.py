@@ -14,6 +14,7 @@ import scipy.linalg
 from numpy.typing import NDArray
 
 from onnxcompress.calibration.patches import fitted_layers, patches, per_sample
+from onnxcompress.calibration.responses import Responses
 from onnxcompress.calibration.samples import Samples, own
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.data import spread
@@ -21,7 +22,7 @@ from onnxcompress.errors import InputError
 from onnxcompress.factoring.fitted import Factors, components, fit_factors, product_factors, responses_to
 from onnxcompress.layers import FactorLayer, factor_layers, relu_after, set_weights
 from onnxcompress.plan import Ranks
-from onnxcompress.progress import Steps
+from onnxcompress.progress import Progress, counted, steps_of
 from onnxcompress.pruning.surgery import filters_gone
 from onnxcompress.shapes import concrete_shapes
 from onnxcompress.threads import side_by_side
@@ -75,7 +76,7 @@ def refit(
     ranks: dict[str, Ranks],
     fit: Samples,
     choose: Samples,
-    progress: Steps | None = None,
+    progress: Progress | None = None,
 ) -> tuple[ir.Model, dict[str, Fit]]:
     """Fit all layers of a network to the original's responses, front to back.
 
@@ -86,7 +87,7 @@ def refit(
         ranks: at which layers are to be factored.
         fit: samples to fit to.
         choose: samples that choose how much.
-        progress: called with (stages done, stages in all).
+        progress: called with (what is done, steps done, steps in all).
 
     Returns:
         the network with the fitted weights, factored ones as their products; the fits, by layer.
@@ -100,20 +101,19 @@ def refit(
     ]
     gone = filters_gone(original, filters)
     samples, fitted = together(fit, choose)
-    # Both networks are cut at the same layers.
-    ours = Stages(result, layers, samples)
-    theirs = Stages(original, [before[layer.name] for layer in layers], samples)
+    olds = [before[layer.name] for layer in layers]
+    given = Responses(original, olds, samples, steps_of(progress, "running the original network"))
+    stages = Stages(result, layers, samples)
     fits: dict[str, Fit] = {}
     number = {layer.name: index for index, layer in enumerate(layers)}
-    for stage, members in enumerate(ours.layers):
-        seen = _observed(stage, members, before, ours, theirs, gone, number, fitted)
+    steps = steps_of(progress, "fitting weights")
+    for stage, members in counted(enumerate(stages.layers), len(stages.layers), steps):
+        seen = _observed(stages, stage, before, given, gone, number, fitted)
         names = [layer.name for layer in members]
         found = side_by_side(_fit_layer, members, map(seen.pop, names), map(ranks.get, names))
         for layer, new in zip(members, found, strict=True):
             set_weights(layer, new.weight, new.bias if layer.bias is not None else None)
             fits[layer.name] = new
-        if progress is not None:
-            progress(stage + 1, len(ours.layers))
     return result, fits
 
 
@@ -134,43 +134,34 @@ def together(fit: Samples, choose: Samples) -> tuple[Samples, int]:
 
 
 def _observed(
+    stages: Stages,
     stage: int,
-    members: list[FactorLayer],
-    before: dict[str, FactorLayer],
-    ours: Stages,
-    theirs: Stages,
+    before: Mapping[str, FactorLayer],
+    given: Responses,
     gone: Mapping[ir.Node, NDArray[np.bool_]],
-    number: dict[str, int],
+    number: Mapping[str, int],
     fitted: int,
 ) -> dict[str, Observed]:
-    found: dict[str, list[tuple[NDArray, NDArray]]] = {layer.name: [] for layer in members}
+    """What the layers of a stage read now, and what they gave in the original."""
+    members = stages.layers[stage]
+    found: dict[str, list[NDArray]] = {layer.name: [] for layer in members}
     count_fitted = dict.fromkeys(found, 0)
-    runs = zip(
-        ours.before(stage, [_input(layer) for layer in members]),
-        theirs.before(stage, [_input(before[layer.name]) for layer in members]),
-        strict=True,
-    )
     seen = 0
-    for batch, (mine, given) in enumerate(runs):
-        places, rows = ours.batches[batch], ours.rows[batch]
+    for batch, values in enumerate(stages.before(stage, [layer.reads for layer in members])):
+        places, rows = stages.batches[batch], stages.rows[batch]
         for layer in members:
-            old = before[layer.name]
-            count, seed = per_sample(old, len(ours.samples)), (number[layer.name], batch)
-            x = patches(layer, own(mine[_input(layer)], places, rows), count, seed)
-            weight = old.weight.reshape(old.groups, old.sides[0], -1)
-            read = own(given[_input(old)], places, rows)
-            y = patches(old, read, count, seed) @ weight.swapaxes(1, 2).astype(np.float32)
-            if (bias := old.bias) is not None:
-                y += bias.reshape(old.groups, 1, -1).astype(np.float32)
-            found[layer.name].append((x, _kept(y, gone.get(old.node), layer.groups)))
+            count = per_sample(before[layer.name], len(stages.samples))
+            read = own(values[layer.reads], places, rows)
+            x = patches(layer, read, count, (number[layer.name], batch))
+            found[layer.name].append(x)
             count_fitted[layer.name] += x.shape[1] * min(max(fitted - seen, 0), len(places)) // len(places)
         seen += len(places)
     observed = {}
     for layer in members:
-        x, y = zip(*found.pop(layer.name), strict=True)
-        observed[layer.name] = Observed(
-            np.concatenate(x, axis=1), np.concatenate(y, axis=1), count_fitted[layer.name]
-        )
+        x = np.concatenate(found.pop(layer.name), axis=1)
+        y = np.concatenate(list(given.of(number[layer.name])), axis=1)
+        y = _kept(y, gone.get(before[layer.name].node), layer.groups)
+        observed[layer.name] = Observed(x, y, count_fitted[layer.name])
     return observed
 
 
@@ -293,7 +284,3 @@ class _Ridges:
             if error < least:
                 least, chosen = error, solution
         return (self._x.T @ chosen.astype(np.float32)).astype(np.float64).T if self._dual else chosen.T
-
-
-def _input(layer: FactorLayer) -> str:
-    return str(layer.node.inputs[0].name)  # type: ignore[union-attr]
