@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from onnxcompress import calibration
 from onnxcompress.calibration.samples import Samples
 from onnxcompress.calibration.statistics import Moments, statistics
-from onnxcompress.factoring.cp import cp, whitened
+from onnxcompress.factoring.cp import cp
 from onnxcompress.factoring.fitted import (
     Factors,
     components,
     cp_chains,
     fit_factors,
+    inputs,
     product_errors,
     regular,
     response_error,
@@ -68,7 +69,7 @@ def problem(seed: int, filters: int, channels: int, kernel: int, n: int = 400):
 def test_full_ranks_are_exact(seed, filters, channels, kernel):
     weights, _, covariance = problem(seed, filters, channels, kernel)
     full = Ranks(filters, channels) if kernel > 1 else Ranks(*[min(filters, channels)] * 2)
-    factors = fit_factors(weights, covariance, channels, full)
+    factors = fit_factors(weights, inputs(covariance, channels), full)
     np.testing.assert_allclose(factors.weights, weights, atol=1e-6 * np.abs(weights).max())
 
 
@@ -78,7 +79,7 @@ def test_a_1x1_layer_gets_the_best_response_of_its_rank(seed, filters, channels,
     """Eckart and Young: no matrix of that rank is nearer to the responses themselves."""
     weights, x, covariance = problem(seed, filters, channels, 1)
     rank = data.draw(st.integers(1, min(filters, channels)))
-    factors = fit_factors(weights, covariance, channels, Ranks(rank, rank))
+    factors = fit_factors(weights, inputs(covariance, channels), Ranks(rank, rank))
     y = (x - x.mean(axis=0)) @ weights.T
     best = np.sum(np.linalg.svd(y, compute_uv=False)[rank:] ** 2) / len(x)
     actual = np.sum((y - (x - x.mean(axis=0)) @ factors.weights.T) ** 2) / len(x)
@@ -90,7 +91,7 @@ def test_a_1x1_layer_gets_the_best_response_of_its_rank(seed, filters, channels,
 def test_the_core_is_the_least_squares_one(seed, filters, channels, data):
     weights, x, covariance = problem(seed, filters, channels, 4)
     into = data.draw(st.integers(1, channels - 1))
-    factors = fit_factors(weights, covariance, channels, Ranks(filters, into))
+    factors = fit_factors(weights, inputs(covariance, channels), Ranks(filters, into))
     x = x - x.mean(axis=0)
     seen = np.einsum("qc,nck->nqk", factors.into, x.reshape(len(x), channels, 4)).reshape(len(x), -1)
     core = np.linalg.lstsq(seen, x @ weights.T, rcond=None)[0].T
@@ -105,7 +106,7 @@ def test_what_a_matrix_loses_is_what_its_factors_lose(seed, filters, channels):
     total = response_error(weights, 0 * weights, covariance)
     assert errors[0] == pytest.approx(total, rel=1e-3)
     for rank in range(1, min(filters, channels) + 1):
-        fitted = fit_factors(weights, covariance, channels, Ranks(rank, rank))
+        fitted = fit_factors(weights, inputs(covariance, channels), Ranks(rank, rank))
         real = response_error(weights, fitted.weights, regular(covariance))
         assert errors[rank] == pytest.approx(real, rel=1e-3, abs=1e-5 * total)
 
@@ -115,8 +116,8 @@ def test_what_a_matrix_loses_is_what_its_factors_lose(seed, filters, channels):
 def test_a_longer_search_loses_less_than_what_is_expected_of_a_cp(seed, filters, channels):
     weights, _, covariance = problem(seed, filters, channels, 9)
     ranks = [2, 4, 8]
-    for rank, look in zip(ranks, cp_chains(weights, covariance, channels, ranks), strict=True):
-        factors = fit_factors(weights, covariance, channels, Ranks(rank, rank, depthwise=True))
+    for rank, look in zip(ranks, cp_chains(weights, inputs(covariance, channels), ranks), strict=True):
+        factors = fit_factors(weights, inputs(covariance, channels), Ranks(rank, rank, depthwise=True))
         short, long = (response_error(weights, each.weights, regular(covariance)) for each in (look, factors))
         assert long <= short * (1 + 1e-3)
 
@@ -125,7 +126,7 @@ def test_a_longer_search_loses_less_than_what_is_expected_of_a_cp(seed, filters,
 @given(st.integers(0, 10**6), st.integers(2, 6), st.integers(2, 6))
 def test_outer_factors_are_orthonormal(seed, filters, channels):
     weights, _, covariance = problem(seed, filters, channels, 4)
-    factors = fit_factors(weights, 1e4 * covariance, channels, Ranks(filters - 1, channels - 1))
+    factors = fit_factors(weights, inputs(1e4 * covariance, channels), Ranks(filters - 1, channels - 1))
     assert np.allclose(factors.out.T @ factors.out, np.eye(filters - 1), atol=1e-9)
     assert np.allclose(factors.into @ factors.into.T, np.eye(channels - 1), atol=1e-9)
 
@@ -138,7 +139,7 @@ def test_what_is_a_sum_of_few_products_is_found(seed, filters, channels, rank):
     out, core, into = (random.standard_normal((rank, n)) for n in (filters, 4, channels))
     weights = np.einsum("rm,rk,rc->mck", out, core, into).reshape(filters, -1)
     ranks = Ranks(rank + 3, rank + 3, depthwise=True)
-    factors = fit_factors(weights, covariance, channels, ranks)
+    factors = fit_factors(weights, inputs(covariance, channels), ranks)
     total = response_error(weights, 0 * weights, covariance)
     assert response_error(weights, factors.weights, covariance) < 1e-3 * total
 
@@ -147,7 +148,7 @@ def test_what_is_a_sum_of_few_products_is_found(seed, filters, channels, rank):
 @given(st.integers(0, 10**6), sizes, st.integers(2, 6), st.integers(1, 6))
 def test_the_last_factor_of_a_cp_is_the_least_squares_one(seed, filters, channels, rank):
     weights, x, covariance = problem(seed, filters, channels, 4)
-    factors = fit_factors(weights, covariance, channels, Ranks(rank, rank, depthwise=True))
+    factors = fit_factors(weights, inputs(covariance, channels), Ranks(rank, rank, depthwise=True))
     x = x - x.mean(axis=0)
     inner = np.einsum("rk,rc->rck", factors.core, factors.into).reshape(rank, -1)
     best = x @ inner.T @ np.linalg.lstsq(x @ inner.T, x @ weights.T, rcond=None)[0]
@@ -160,12 +161,12 @@ def test_the_last_factor_of_a_cp_is_the_least_squares_one(seed, filters, channel
 def test_a_start_makes_a_cp_better(seed, filters, channels):
     weights, _, covariance = problem(seed, filters, channels, 9)
     ranks = Ranks(6, 6, depthwise=True)
-    first = fit_factors(weights, covariance, channels, ranks)
-    second = fit_factors(weights, covariance, channels, ranks, first)
+    first = fit_factors(weights, inputs(covariance, channels), ranks)
+    second = fit_factors(weights, inputs(covariance, channels), ranks, first)
     lost = [response_error(weights, each.weights, covariance) for each in (first, second)]
     assert lost[1] <= lost[0] * (1 + 1e-3)
     one_step = [
-        cp(whitened(weights, regular(covariance), channels), 6, near, 1)
+        cp(weights, inputs(covariance, channels).whitened, 6, near, 1)
         for near in (None, (first.core, first.into))
     ]
     anew, further = (
@@ -178,7 +179,7 @@ def test_a_start_makes_a_cp_better(seed, filters, channels):
 @pytest.mark.parametrize("variance", [0.0, 1e-12, 1e12])
 def test_a_cp_does_not_mind_how_large_weights_and_data_are(size, variance):
     weights = size * np.eye(4, 27)
-    factors = fit_factors(weights, variance * np.eye(27), 3, Ranks(8, 8, depthwise=True))
+    factors = fit_factors(weights, inputs(variance * np.eye(27), 3), Ranks(8, 8, depthwise=True))
     assert all(np.isfinite(each).all() for each in (factors.out, factors.core, factors.into))
     np.testing.assert_allclose(factors.weights, weights, atol=0.05 * size)
 

@@ -16,6 +16,7 @@ from onnxcompress.errors import InputError
 from onnxcompress.layers import FactorLayer
 from onnxcompress.model import check_output
 from onnxcompress.progress import Steps
+from onnxcompress.threads import gram
 from onnxcompress.weights import weights_of
 
 Array = NDArray[np.float64]
@@ -76,7 +77,8 @@ class Accumulator:
         if self.parts is not None:
             self.parts.append(x)
         else:
-            self.second += x.swapaxes(1, 2) @ x
+            for second, part in zip(self.second, x, strict=True):
+                second += gram(part)
 
     def moments(self) -> Moments:
         """Those of all patches so far."""

@@ -18,6 +18,8 @@ import scipy.linalg
 import scipy.optimize
 from numpy.typing import NDArray
 
+from onnxcompress.threads import product
+
 Array = NDArray[np.float64]
 Single = NDArray[np.float32]
 
@@ -27,45 +29,37 @@ RIDGE = 1e-5
 
 @dataclass(frozen=True)
 class Whitened:
-    """A layer that reads channels less their own covariance, for which L-BFGS needs far fewer steps.
+    """What a layer reads, its channels less their own covariance: L-BFGS needs far fewer steps for it.
 
     Attributes:
         root: of the channels' own covariance, (C, C): what they were is root · what they are.
-        size: Frobenius norm of the weights; 1 where they are zero.
-        weights: over their size, (M, C · kernel).
         covariance: of the patches, (C · kernel,) * 2.
     """
 
     root: Array
-    size: float
-    weights: Single
     covariance: Single
 
 
-def whitened(weights: Array, covariance: Array, channels: int) -> Whitened:
-    """A layer for the search, whatever the rank.
+def whitened(covariance: Array, root: Array) -> Whitened:
+    """What a layer reads, for the search.
 
     Args:
-        weights: (M, C · kernel).
         covariance: of the patches, (C · kernel,) * 2, positive definite.
-        channels: C.
+        root: of the channels' own covariance, lower triangular, (C, C).
     """
-    kernel = len(covariance) // channels
-    own = np.einsum("akbk->ab", covariance.reshape(channels, kernel, channels, kernel)) / kernel
-    root = np.linalg.cholesky(own)
-    w = np.einsum("mck,cd->mdk", weights.reshape(-1, channels, kernel), root).reshape(len(weights), -1)
-    size = float(np.linalg.norm(w)) or 1.0
+    kernel = len(covariance) // len(root)
     g = _solved(root, _solved(root, covariance, kernel).T, kernel)
-    return Whitened(root, size, (w / size).astype(np.float32), g.astype(np.float32))
+    return Whitened(root, g.astype(np.float32))
 
 
 def cp(
-    layer: Whitened, rank: int, start: tuple[Array, Array] | None, iterations: int
+    weights: Array, read: Whitened, rank: int, start: tuple[Array, Array] | None, iterations: int
 ) -> tuple[Array, Array, Array]:
     """The decomposition of a layer's weights at a rank.
 
     Args:
-        layer: with its covariance.
+        weights: (M, C · kernel).
+        read: what they are applied to.
         rank: R.
         start: `core` and `into` to start from instead; their sizes do not matter.
         iterations: of L-BFGS, at most.
@@ -74,15 +68,18 @@ def cp(
         (out (M, R), core (R, kernel), into (R, C)): columns of `out` and rows of `into` have length 1, for
         training: a step that suits one of them suits the other.
     """
-    root, w, g = layer.root, layer.weights, layer.covariance
+    root, g = read.root, read.covariance
     channels = len(root)
     kernel = len(g) // channels
-    wg = w @ g
+    turned = np.einsum("mck,cd->mdk", weights.reshape(-1, channels, kernel), root).reshape(len(weights), -1)
+    size = float(np.linalg.norm(turned)) or 1.0
+    w = (turned / size).astype(np.float32)
+    wg = product(w, g)
     total = float(np.sum(wg * w)) or 1.0
 
     def out_for(inner: Single) -> tuple[Array, Array, Single]:
         """The best `out`, transposed, its products with the response, and those of what it reads."""
-        products = inner @ g
+        products = product(inner, g)
         gram, response = (products @ inner.T).astype(np.float64), (inner @ wg.T).astype(np.float64)
         ridge = RIDGE * np.trace(gram) / rank + np.finfo(np.float32).tiny
         while True:
@@ -99,7 +96,7 @@ def cp(
         out, response, products = out_for(inner)
         lost = 1 - float(np.sum(out * response)) / total
         single = out.astype(np.float32)
-        slope = (2 / total) * ((single @ single.T) @ products - single @ wg)
+        slope = (2 / total) * (product(single @ single.T, products) - product(single, wg))
         slope = slope.reshape(rank, channels, kernel)
         slopes = [np.einsum("rck,rc->rk", slope, into), np.einsum("rck,rk->rc", slope, core)]
         return lost, np.concatenate([each.ravel() for each in slopes]).astype(np.float64)
@@ -123,7 +120,7 @@ def cp(
     into = scipy.linalg.solve_triangular(root, into.T, lower=True, trans="T").T
     out, out_sizes = _unit_rows(out)
     into, into_sizes = _unit_rows(into)
-    return out.T, core * (layer.size * out_sizes * into_sizes), into
+    return out.T, core * (size * out_sizes * into_sizes), into
 
 
 def products_of(core: NDArray, into: NDArray) -> NDArray:

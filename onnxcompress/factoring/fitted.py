@@ -6,6 +6,7 @@ of the patches x that the layer reads; the bias takes up the mean. Of the data o
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import scipy.linalg
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from onnxcompress.calibration.statistics import Moments, shrinkage
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.cp import cp, products_of, whitened
+from onnxcompress.factoring.cp import Whitened, cp, products_of, whitened
 from onnxcompress.plan import Ranks
 
 Array = NDArray[np.float64]
@@ -81,43 +82,74 @@ def regular(covariance: NDArray) -> Array:
             return raised
 
 
-def channel_slices(weights: Array, g: Array, channels: int) -> tuple[Array, Array]:
-    """Weights times a root of the channels' own covariance, (M · kernel, C), and that root, (C, C).
+@dataclass(frozen=True)
+class Inputs:
+    """What the weights of a group are applied to.
 
-    The covariance is taken at one element of the kernel as at any other.
+    Attributes:
+        covariance: of the patches, (C · kernel,) * 2; it can be inverted.
+        channels: C.
     """
-    kernel = g.shape[0] // channels
-    own = np.einsum("akbk->ab", g.reshape(channels, kernel, channels, kernel)) / kernel
-    root = np.linalg.cholesky(own)
-    slices = weights.reshape(len(weights), channels, kernel).transpose(0, 2, 1).reshape(-1, channels)
-    return slices @ root, root
+
+    covariance: Array
+    channels: int
+
+    @property
+    def kernel(self) -> int:
+        """Elements of the kernel."""
+        return len(self.covariance) // self.channels
+
+    @cached_property
+    def root(self) -> Array:
+        """Of the channels' own covariance, lower triangular, (C, C); of any element of the kernel."""
+        g = self.covariance.reshape(self.channels, self.kernel, self.channels, self.kernel)
+        return np.linalg.cholesky(np.einsum("akbk->ab", g) / self.kernel)
+
+    @cached_property
+    def whitened(self) -> Whitened:
+        """For the search for a CP."""
+        return whitened(self.covariance, self.root)
 
 
-def input_basis(weights: Array, g: Array, channels: int) -> Array:
+def inputs(covariance: NDArray, channels: int) -> Inputs:
+    """What a group reads, of whose patches this is the covariance.
+
+    Raises:
+        InputError: when it is not finite.
+    """
+    return Inputs(regular(covariance), channels)
+
+
+def channel_slices(weights: Array, read: Inputs) -> Array:
+    """Weights times a root of the channels' own covariance, (M · kernel, C)."""
+    slices = weights.reshape(len(weights), read.channels, read.kernel).transpose(0, 2, 1)
+    return slices.reshape(-1, read.channels) @ read.root
+
+
+def input_basis(weights: Array, read: Inputs) -> Array:
     """Combinations of the input channels in the order in which the response needs them, (C, C), one a row.
 
     The principal components of the responses to single channels, which are taken out of the correlation
     between channels first.
     """
-    slices, root = channel_slices(weights, g, channels)
+    slices = channel_slices(weights, read)
     vectors = np.linalg.eigh(slices.T @ slices)[1][:, ::-1]
-    return scipy.linalg.solve_triangular(root, vectors, lower=True, trans="T").T
+    return scipy.linalg.solve_triangular(read.root, vectors, lower=True, trans="T").T
 
 
-def core_for(weights: Array, g: Array, into: Array) -> tuple[Array, Array]:
+def core_for(weights: Array, read: Inputs, into: Array) -> tuple[Array, Array]:
     """The best weights (M, in rank · kernel) behind input factors, and the covariance of what they read."""
-    rank, channels = into.shape
-    kernel = g.shape[0] // channels
-    half = (into @ g.reshape(channels, -1)).reshape(rank * kernel, -1)
-    inner = np.tensordot(half.reshape(-1, channels, kernel), into, axes=(1, 1))
-    inner = inner.transpose(0, 2, 1).reshape(rank * kernel, -1)
+    rank, width = len(into), len(into) * read.kernel
+    half = (into @ read.covariance.reshape(read.channels, -1)).reshape(width, -1)
+    inner = np.tensordot(half.reshape(-1, read.channels, read.kernel), into, axes=(1, 1))
+    inner = inner.transpose(0, 2, 1).reshape(rank * read.kernel, -1)
     inner = regular((inner + inner.T) / 2)
     return scipy.linalg.solve(inner, half @ weights.T, assume_a="pos").T, inner
 
 
-def responses(weights: Array, covariance: NDArray) -> Array:
+def responses(weights: Array, covariance: Array) -> Array:
     """The covariance of a response, (M, M), from that of what its weights are applied to."""
-    return weights @ regular(covariance) @ weights.T
+    return weights @ covariance @ weights.T
 
 
 def responses_to(weights: Array, x: NDArray, shrinkage: float = 0.0) -> Array:
@@ -141,7 +173,7 @@ def layer_responses(weights: Array, moments: Moments) -> Array:
         pairs = zip(weights, moments.rows, strict=True)
         return np.stack([responses_to(weight, rows, share) for weight, rows in pairs])
     pairs = zip(weights, moments.covariance, strict=True)
-    return np.stack([responses(weight, covariance) for weight, covariance in pairs])
+    return np.stack([responses(weight, regular(covariance)) for weight, covariance in pairs])
 
 
 @dataclass(frozen=True)
@@ -176,36 +208,28 @@ def product_factors(weights: Array, response: Components, rank: int) -> Factors:
 
 
 def fit_factors(
-    weights: Array,
-    covariance: NDArray,
-    channels: int,
-    ranks: Ranks,
-    start: Factors | None = None,
-    *,
-    trial: bool = False,
+    weights: Array, read: Inputs, ranks: Ranks, start: Factors | None = None, *, trial: bool = False
 ) -> Factors:
     """Factors of one group's weights at given ranks that leave the least error of the response.
 
     Args:
         weights: (M, C · kernel).
-        covariance: of the patches, (C · kernel,) * 2.
-        channels: C.
+        read: what they are applied to.
         ranks: for a kernel of one element, the same rank twice.
         start: factors at these ranks that are near already; those of a CP are sought from there.
         trial: whether they are only tried: those of a CP are sought for a shorter time.
     """
-    if weights.shape[1] == channels:
-        return product_factors(weights, components(responses(weights, covariance)), ranks.out)
-    filters, g = len(weights), regular(covariance)
+    if read.kernel == 1:
+        return product_factors(weights, components(responses(weights, read.covariance)), ranks.out)
+    filters = len(weights)
     if ranks.depthwise:
         near = (start.core, start.into) if start is not None and start.into is not None else None
-        iterations = TRIALS if trial else _iterations(filters, len(g), ranks.out)
-        found = cp(whitened(weights, g, channels), ranks.out, near, iterations)
-        return Factors(*found, depthwise=True)
-    into, core, inner = None, weights, g
-    if ranks.into < channels:
-        into = input_basis(weights, g, channels)[: ranks.into]
-        core, inner = core_for(weights, g, into)
+        iterations = TRIALS if trial else _iterations(filters, weights.shape[1], ranks.out)
+        return Factors(*cp(weights, read.whitened, ranks.out, near, iterations), depthwise=True)
+    into, core, inner = None, weights, read.covariance
+    if ranks.into < read.channels:
+        into = input_basis(weights, read)[: ranks.into]
+        core, inner = core_for(weights, read, into)
     if ranks.out >= filters:
         return _orthonormal(None, core, into)
     out = components(core @ inner @ core.T).basis[:, : ranks.out]
@@ -245,7 +269,6 @@ def product_errors(response: Components) -> Array:
     return np.maximum(response.variances.sum() - np.cumsum([0.0, *response.variances]), 0)
 
 
-def cp_chains(weights: Array, covariance: NDArray, channels: int, ranks: Sequence[int]) -> list[Factors]:
+def cp_chains(weights: Array, read: Inputs, ranks: Sequence[int]) -> list[Factors]:
     """About the best ones at CP ranks: as found by a short search."""
-    layer = whitened(weights, regular(covariance), channels)
-    return [Factors(*cp(layer, rank, None, LOOKS), depthwise=True) for rank in ranks]
+    return [Factors(*cp(weights, read.whitened, rank, None, LOOKS), depthwise=True) for rank in ranks]

@@ -7,7 +7,7 @@ from math import ceil
 import numpy as np
 
 from onnxcompress.calibration.statistics import Moments
-from onnxcompress.factoring.fitted import channel_slices, regular
+from onnxcompress.factoring.fitted import channel_slices, inputs
 from onnxcompress.factoring.ranks import MatrixRank, tucker_ranks
 from onnxcompress.layers import FactorLayer, sharing
 from onnxcompress.plan import Ranks, matches
@@ -87,9 +87,9 @@ def _response_ranks(layer: FactorLayer, rank: MatrixRank, moments: Moments) -> R
         highest = max(rank(weight @ root) for weight, root in zip(weights, roots, strict=True))
         return Ranks(highest, highest)
     for weight, covariance in zip(weights, moments.covariance, strict=True):
-        g = regular(covariance)
-        outs.append(rank(weight @ np.linalg.cholesky(g)))
-        ins.append(rank(channel_slices(weight, g, channels)[0].T))
+        read = inputs(covariance, channels)
+        outs.append(rank(weight @ np.linalg.cholesky(read.covariance)))
+        ins.append(rank(channel_slices(weight, read).T))
     if layer.kind != "kxk":
         return Ranks(max(outs), max(outs))
     return Ranks(max(outs), channels if channels <= FEW_CHANNELS else max(ins))

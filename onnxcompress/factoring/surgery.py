@@ -7,7 +7,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.fitted import Factors, fit_factors
+from onnxcompress.factoring.fitted import Factors, Inputs, fit_factors
 from onnxcompress.factoring.tucker import truncated_svd, tucker2
 from onnxcompress.layers import CONVOLUTIONS, FactorLayer, factor_layers, sharing, swap_sides
 from onnxcompress.model import refresh
@@ -114,9 +114,9 @@ def _factors(layer: FactorLayer, ranks: Ranks) -> dict[str, Array]:
         out, into = (np.concatenate(each) for each in zip(*pairs, strict=True))
         return {"in": into.reshape(*into.shape, *point), "out": out.reshape(*out.shape, *point)}
     if ranks.depthwise:
-        alike = np.eye(layer.width)
+        alike = Inputs(np.eye(layer.width), layer.sides[1])
         flat = [part.reshape(len(part), -1) for part in parts]
-        return _given(layer, [fit_factors(part, alike, layer.sides[1], ranks) for part in flat])
+        return _given(layer, [fit_factors(part, alike, ranks) for part in flat])
     triples = [tucker2(part, ranks.out, ranks.into) for part in parts]
     out, core, into = (
         np.concatenate(each) for each in zip(*((o, c, i.T) for o, c, i in triples), strict=True)

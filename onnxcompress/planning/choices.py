@@ -6,7 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxcompress.calibration.statistics import Moments
-from onnxcompress.factoring.fitted import Components, Factors, cp_chains, product_errors, response_error
+from onnxcompress.factoring.fitted import (
+    Components,
+    Factors,
+    cp_chains,
+    inputs,
+    product_errors,
+    response_error,
+)
 from onnxcompress.layers import FactorLayer
 from onnxcompress.plan import Plan, Ranks, matches
 from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, ranks_of
@@ -161,7 +168,7 @@ def possible(
     weights = layer.weight.reshape(layer.groups, layer.sides[0], -1)
     lost, highest = np.zeros(len(looked_at)), []
     for weight, covariance in zip(weights, moments.covariance, strict=True):
-        chains = cp_chains(weight, covariance, layer.sides[1], looked_at)
+        chains = cp_chains(weight, inputs(covariance, layer.sides[1]), looked_at)
         lost += [response_error(weight, chain.weights, covariance) for chain in chains]
         highest.append(chains[-1])
     offered = np.arange(looked_at[0], looked_at[-1] + 1, BLOCK)

@@ -18,6 +18,7 @@ from onnxcompress.factoring.fitted import (
     Factors,
     components,
     fit_factors,
+    inputs,
     layer_responses,
     product_errors,
     product_factors,
@@ -121,8 +122,8 @@ def factored(
     """
     given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
     if not known:
-        parts = zip(given, moments.covariance, strict=True)
-        chains = [fit_factors(w, covariance, layer.sides[1], ranks, trial=True) for w, covariance in parts]
+        read = [inputs(covariance, layer.sides[1]) for covariance in moments.covariance]
+        chains = [fit_factors(*part, ranks, trial=True) for part in zip(given, read, strict=True)]
         return chained(layer, moments, chains)
     pairs = zip(given, known, strict=True)
     weights = [product_factors(weight, response, ranks.out).weights for weight, response in pairs]

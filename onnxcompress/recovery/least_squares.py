@@ -7,6 +7,7 @@ equation 1). Where a Relu follows, an error counts only where it shows behind it
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -19,13 +20,20 @@ from onnxcompress.calibration.samples import Samples, own
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.data import spread
 from onnxcompress.errors import InputError
-from onnxcompress.factoring.fitted import Factors, components, fit_factors, product_factors, responses_to
+from onnxcompress.factoring.fitted import (
+    Factors,
+    components,
+    fit_factors,
+    inputs,
+    product_factors,
+    responses_to,
+)
 from onnxcompress.layers import FactorLayer, factor_layers, relu_after, set_weights
 from onnxcompress.plan import Ranks
 from onnxcompress.progress import Progress, counted, steps_of
 from onnxcompress.pruning.surgery import filters_gone
 from onnxcompress.shapes import concrete_shapes
-from onnxcompress.threads import side_by_side
+from onnxcompress.threads import gram, product, side_by_side
 
 Array = NDArray[np.float64]
 
@@ -223,8 +231,8 @@ def fit_group(
         raise InputError("the network computes NaN or infinite values on the calibration data")
     ridges = _Ridges(x[:fitted], x[fitted:])
     point = x.shape[1] == channels
-    g = None if ranks is None or point else ridges.covariance()
-    response = x @ given.T.astype(np.float32)
+    read = None if ranks is None or point else inputs(ridges.covariance(), channels)
+    response = product(x, given.T.astype(np.float32))
     target, factors = y, None
     for _ in range(1 + RELU_ROUNDS * relu):
         mean = target[:fitted].mean(axis=0, dtype=np.float64) if bias else np.zeros(y.shape[1])
@@ -232,13 +240,13 @@ def fit_group(
         weights = given + ridges.best(left[:fitted], left[fitted:])
         if ranks is not None:
             factors = (
-                fit_factors(weights, g, channels, ranks, factors)
-                if g is not None
+                fit_factors(weights, read, ranks, factors)
+                if read is not None
                 else product_factors(weights, components(responses_to(weights, x[:fitted])), ranks.out)
             )
             weights = factors.weights
         if relu:
-            found = x @ weights.T.astype(np.float32) + mean.astype(np.float32)
+            found = product(x, weights.T.astype(np.float32)) + mean.astype(np.float32)
             target = np.where(y > 0, y, np.minimum(found, 0))
     return weights, mean - weights @ x_mean, factors
 
@@ -255,32 +263,46 @@ class _Ridges:
 
     def __init__(self, x: NDArray[np.float32], held: NDArray[np.float32]) -> None:
         self._x, self._dual = x, len(x) < x.shape[1]
-        self._held = held @ x.T if self._dual else held
-        self._products = (x @ x.T if self._dual else x.T @ x).astype(np.float64) / max(len(x), 1)
-        scale = max(np.trace(self._products) / x.shape[1], np.finfo(np.float64).tiny)
-        unit = np.eye(len(self._products))
-        self._factors = [scipy.linalg.cho_factor(self._products + r * scale * unit) for r in RIDGES]
+        self._held = product(held, x.T) if self._dual else held
+        self._products = gram(x.T if self._dual else x).astype(np.float64) / max(len(x), 1)
+        self._scale = max(np.trace(self._products) / x.shape[1], np.finfo(np.float64).tiny)
+        self._factors: dict[int, tuple[Array, bool]] = {}
+        self._chosen = len(RIDGES) // 2
 
     def covariance(self) -> Array:
         """That of x, (d, d)."""
-        if not self._dual:
-            return self._products
-        return (self._x.T @ self._x).astype(np.float64) / max(len(self._x), 1)
+        return gram(self._x).astype(np.float64) / max(len(self._x), 1) if self._dual else self._products
 
     def best(self, left: NDArray[np.float32], held: NDArray[np.float32]) -> Array:
         """The change of weights, (m, d), that does best on what is held back; none, where none does any good.
+
+        Its λ is looked for downhill from the one that was best the last time.
 
         Args:
             left: what the responses to x lack, (n, m).
             held: what those to the other inputs lack.
         """
-        right = (left if self._dual else self._x.T @ left).astype(np.float64) / max(len(left), 1)
+        right = (left if self._dual else product(self._x.T, left)).astype(np.float64) / max(len(left), 1)
         before = np.sum(np.square(held, dtype=np.float64))
-        least, chosen = 0.0, np.zeros_like(right)
-        for factor in self._factors:
-            solution = scipy.linalg.cho_solve(factor, right)
-            found = self._held @ solution.astype(np.float32)
-            error = float(np.sum(np.square(found - held, dtype=np.float64)) - before)
-            if error < least:
-                least, chosen = error, solution
-        return (self._x.T @ chosen.astype(np.float32)).astype(np.float64).T if self._dual else chosen.T
+        solutions: dict[int, Array] = {}
+
+        @cache
+        def error(index: int) -> float:
+            solutions[index] = scipy.linalg.cho_solve(self._factor(index), right)
+            found = product(self._held, solutions[index].astype(np.float32))
+            return float(np.sum(np.square(found - held, dtype=np.float64)) - before)
+
+        at, nearest = -1, self._chosen
+        while nearest != at:
+            at = nearest
+            around = range(max(at - 1, 0), min(at + 2, len(RIDGES)))
+            nearest = min(around, key=lambda index: (error(index), index != at))
+        self._chosen = at
+        chosen = solutions[at] if error(at) < 0 else np.zeros_like(right)
+        return product(self._x.T, chosen.astype(np.float32)).astype(np.float64).T if self._dual else chosen.T
+
+    def _factor(self, index: int) -> tuple[Array, bool]:
+        if index not in self._factors:
+            raised = self._products + RIDGES[index] * self._scale * np.eye(len(self._products))
+            self._factors[index] = scipy.linalg.cho_factor(raised, overwrite_a=True)
+        return self._factors[index]
