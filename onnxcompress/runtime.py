@@ -2,7 +2,6 @@
 
 import math
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ import onnxruntime as ort
 
 from onnxcompress.errors import InputError, one_line
 from onnxcompress.threads import cores
-from onnxcompress.weights import fit_one_message, name_of, weight_files
+from onnxcompress.weights import name_of
 
 FREE_BATCH = 1
 FREE_SIZE = 224
@@ -34,6 +33,9 @@ DTYPES: dict[str, np.dtype] = {
 }
 """NumPy's types by the names that ONNX Runtime gives its tensors."""
 
+
+BESIDE = 2**16
+"""Bytes from which weights are given to ONNX Runtime beside the network: inside, they are copied twice."""
 
 INPUT_LIMIT = 2**28
 """Numbers that random input may consist of."""
@@ -102,12 +104,32 @@ def session(
         if not Path(model).is_file():
             raise InputError(f"{model}: no such file")
         return start(str(model))
-    if fit_one_message(model) and not weight_files(model):
-        return start(ir.to_proto(model).SerializeToString())
-    with tempfile.TemporaryDirectory(prefix="onnxcompress-") as folder:
-        path = Path(folder) / "network.onnx"
-        ir.save(model, path, external_data="network.onnx.data")
-        return start(str(path))
+    lean, weights = _without_weights(model)
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    options.add_external_initializers(list(weights), values)
+    found = start(ir.to_proto(lean).SerializeToString())
+    found.weights = weights  # it reads them where they are, but does not keep them
+    return found
+
+
+def _without_weights(model: ir.Model) -> tuple[ir.Model, dict[str, np.ndarray]]:
+    """A copy of a network that says of its larger weights only that they are elsewhere, and these."""
+    lean, weights = model.clone(), dict[str, np.ndarray]()
+    known = DTYPES.values()
+    for graph in lean.graphs():
+        for name, value in graph.initializers.items():
+            tensor = value.const_value
+            if tensor is None:
+                continue
+            if graph is lean.graph and tensor.nbytes >= BESIDE and tensor.dtype.numpy() in known:
+                weights[name] = np.ascontiguousarray(tensor.numpy())
+                shape = ir.Shape(tensor.shape.numpy())
+                value.const_value = ir.ExternalTensor(
+                    "memory", 0, tensor.nbytes, tensor.dtype, shape=shape, name=name
+                )
+            elif isinstance(tensor, ir.ExternalTensor):
+                (value.const_value,) = ir.external_data.convert_tensors_from_external([tensor])
+    return lean, weights
 
 
 class Reference:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from onnxcompress.errors import InputError
-from onnxcompress.runtime import OutOfTimeError, Reference, random_feeds, run, session
+from onnxcompress.runtime import BESIDE, OutOfTimeError, Reference, random_feeds, run, session
 from tests.onnx_text import network
 
 
@@ -28,23 +28,41 @@ def test_networks_run_from_memory_and_from_files(tmp_path):
         np.testing.assert_array_equal(y, X * WEIGHTS)
 
 
-def test_external_weights_are_found(tmp_path, monkeypatch):
+@pytest.mark.parametrize("count", [3, BESIDE])
+def test_external_weights_are_found(tmp_path, monkeypatch, count):
+    weights = np.arange(count, dtype=np.float32)
     path = tmp_path / "network.onnx"
-    ir.save(scaling(WEIGHTS), path, external_data="network.data", size_threshold_bytes=0)
+    ir.save(scaling(weights), path, external_data="network.data", size_threshold_bytes=0)
     monkeypatch.chdir("/")
     for source in (path, ir.load(path)):
-        (y,) = run(session(source), {"x": X})
-        np.testing.assert_array_equal(y, X * WEIGHTS)
+        (y,) = run(session(source), {"x": weights[None]})
+        np.testing.assert_array_equal(y[0], weights**2)
 
 
-def test_weights_too_large_for_one_message(monkeypatch):
-    weights = np.arange(3000, dtype=np.float32)
-    model = scaling(weights)
+def test_large_weights_are_those_at_the_start_for_as_long_as_the_session_lives():
+    weights = np.arange(BESIDE, dtype=np.float32)
+    model = scaling(weights.copy())
     tensor = model.graph.initializers["w"].const_value
-    monkeypatch.setattr("onnxcompress.weights.EMBEDDED_LIMIT", 10_000)
-    (y,) = run(session(model), {"x": weights[None]})
-    np.testing.assert_array_equal(y[0], weights**2)
+    runnable = session(model)
     assert model.graph.initializers["w"].const_value is tensor
+    model.graph.initializers["w"].const_value = ir.tensor(np.zeros_like(weights), name="w")
+    del model, tensor
+    others = [np.full_like(weights, 7) for _ in range(20)]  # where the weights were, if they are gone
+    (y,) = run(runnable, {"x": weights[None]})
+    np.testing.assert_array_equal(y[0], weights**2)
+    assert len(others) == 20
+
+
+def test_large_weights_of_types_that_numpy_does_not_know():
+    ones = np.full(BESIDE, 0x3F80, np.uint16)
+    model = network(
+        "g (float[n, k] x) => (float[n, k] y) { c = Cast <to = 1> (w) y = Mul(x, c) }", {"w": ones}
+    )
+    value = model.graph.initializers["w"]
+    value.const_value = ir.Tensor(ones, dtype=ir.DataType.BFLOAT16, name="w")
+    value.dtype = ir.DataType.BFLOAT16
+    (y,) = run(session(model), {"x": np.full((1, BESIDE), 3, np.float32)})
+    assert (y == 3).all()
 
 
 def test_threads_and_optimization(tmp_path):
