@@ -108,6 +108,14 @@ def test_responses_are_what_the_layers_give_in_every_batch(monkeypatch):
             np.testing.assert_allclose(response, np.moveaxis(y, 1, -1).reshape(response.shape), atol=1e-4)
 
 
+@pytest.mark.parametrize(("limit", "batch"), [(2**31, 8), (3 * 4 * 960, 3), (1, 1)])
+def test_large_networks_are_fed_fewer_samples_at_a_time(monkeypatch, limit, batch):
+    """The chain computes twice 6 × 8 × 8 numbers of a sample and three times 4 × 4 × 4: 960."""
+    monkeypatch.setattr("onnxcompress.calibration.samples.ACTIVATIONS", limit)
+    feeds = [dict(samples().arrays)]
+    assert read_samples(chain(), feeds).batch == batch
+
+
 def test_many_samples_give_fewer_patches_each(monkeypatch):
     monkeypatch.setattr("onnxcompress.calibration.patches.MOST", 640)
     layer = factor_layers(chain(), concrete_shapes(chain()))[0]

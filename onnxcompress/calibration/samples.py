@@ -1,5 +1,6 @@
 """Calibration samples: read once, kept on the disk as the network takes them, in batches and in parts."""
 
+import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,11 +17,16 @@ from onnxcompress.errors import InputError, one_line
 from onnxcompress.preprocessing import Preprocessing, View, from_metadata
 from onnxcompress.progress import Steps
 from onnxcompress.runtime import DTYPES, Runnable, run, session
+from onnxcompress.shapes import concrete_shapes
 
 Feeds = Mapping[str, np.ndarray]
 Source = Data | str | Path | Iterable[Feeds]
 
 BATCH = 8
+"""Samples that a network is fed at a time, …"""
+
+ACTIVATIONS = 2**31
+"""… or fewer, so that all that it computes of them takes no more bytes than this."""
 
 VIEWS = 3
 """Ways in which an image is seen."""
@@ -163,7 +169,17 @@ def read_samples(
         _check_finite(arrays)
     numbers = spread(count, limit)
     rows = (numbers[:, None] * views + np.arange(views)).ravel()
-    return _that_run(Samples(arrays, rows, views, data, preprocessing=preprocessing), runnable)
+    batch = _batch(model, arrays)
+    return _that_run(Samples(arrays, rows, views, data, batch, preprocessing=preprocessing), runnable)
+
+
+def _batch(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> int:
+    shapes = concrete_shapes(model)
+    values = [shapes.get(str(value.name), ()) for node in model.graph for value in node.outputs]
+    expected = sum(math.prod(shapes[name]) for name in arrays)
+    larger = sum(array[0].size for array in arrays.values()) / max(expected, 1)
+    each = 4 * sum(map(math.prod, values)) * larger
+    return int(np.clip(ACTIVATIONS // max(each, 1), 1, BATCH))
 
 
 def _that_run(samples: Samples, runnable: Runnable) -> Samples:
