@@ -63,7 +63,7 @@ class FilterRule:
             raise InputError(f"criterion: '{self.criterion}' is not one of {', '.join(known)}")
         if self.scope not in SCOPES:
             raise InputError(f"scope: '{self.scope}' is not one of {', '.join(SCOPES)}")
-        _check_round_to(self.round_to)
+        check_round_to(self.round_to)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class RankRule:
 
     def __post_init__(self) -> None:
         parse_rank(self.rank)
-        _check_round_to(self.round_to)
+        check_round_to(self.round_to)
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -245,6 +245,11 @@ def check_skip(patterns: Sequence[str], layers: Sequence[str]) -> None:
             )
 
 
-def _check_round_to(round_to: int) -> None:
+def check_round_to(round_to: int) -> None:
+    """Refuse a number that there are no multiples of.
+
+    Raises:
+        InputError: when it is below 1.
+    """
     if round_to < 1:
         raise InputError(f"round-to: {round_to} is not at least 1")

@@ -17,6 +17,7 @@ from onnxcompress.choosing import (
     FilterChoice,
     FilterRule,
     RankRule,
+    check_round_to,
     check_skip,
     choose_filters,
     choose_ranks,
@@ -173,6 +174,7 @@ def compress(
         target: ``macs=SHARE``, ``params=SHARE`` or ``size=SHARE`` of the original that may stay; needs data.
         keep_accuracy: for the smallest network that was found to keep this share of the original's top-1
             choices (of networks without classes, of its outputs' variance); needs data.
+        round_to: layers keep a multiple of so many filters, or with a target all; ranks are such multiples.
         method: ``joint`` or ``paper``: the first with a target or an accuracy, the second without.
         training: of the weights, when all is chosen and fitted; by the paper's method after each stage. Needs
             data. None for none.
@@ -198,7 +200,8 @@ def compress(
     if budgeted:
         if data is None:
             raise InputError("a target or an accuracy to keep needs calibration data: give some with --data")
-        return _under_budget(original, target, keep_accuracy, skip, training, data, progress)
+        check_round_to(round_to)
+        return _under_budget(original, target, keep_accuracy, round_to, skip, training, data, progress)
     filters = FilterRule(ratio, criterion, scope, round_to, skip, seed)
     ranks = RankRule(rank, round_to, skip, include_pointwise, include_gemm)
     return _by_the_paper(original, filters, ranks, training, data, progress)
@@ -240,6 +243,7 @@ def tradeoff(
     data: Calibration | Source,
     kind: str = "macs",
     shares: Sequence[float] = (0.8, 0.65, 0.5, 0.4, 0.3),
+    round_to: int = 1,
     skip: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> list[Point]:
@@ -250,6 +254,7 @@ def tradeoff(
         data: to which the weights are fitted.
         kind: of cost, ``macs``, ``params`` or ``size``.
         shares: of the original's cost, each above 0 and below 1.
+        round_to: layers keep a multiple of so many filters, or all, and ranks are such.
         skip: glob patterns of node names that stay as they are.
         progress: called with (what is done, steps done, steps in all).
 
@@ -264,10 +269,11 @@ def tradeoff(
         raise InputError(f"kind: '{kind}' is not one of {', '.join(KINDS)}")
     if wrong := [share for share in shares if not 0 < share < 1]:
         raise InputError(f"shares: {wrong[0]:g} is not above 0 and below 1: the share that may stay")
+    check_round_to(round_to)
     original = load(model)
     parts = read_parts(original, data, progress)
     assert parts is not None
-    planner = _planner(original, kind, skip, data, parts, progress)
+    planner = _planner(original, kind, round_to, skip, data, parts, progress)
     points = []
     for share in sorted(shares, reverse=True):
         result = _planned(original, planner, share, progress)
@@ -355,6 +361,7 @@ def _under_budget(
     original: ir.Model,
     target: str,
     keep_accuracy: float | None,
+    round_to: int,
     skip: Sequence[str],
     training: Training | None,
     data: Calibration,
@@ -364,7 +371,8 @@ def _under_budget(
     goal = parse_target(target) if target else None
     parts = read_parts(original, data, progress)
     assert parts is not None
-    planner = _planner(original, goal.kind if goal else "macs", skip, data, parts, progress)
+    kind = goal.kind if goal else "macs"
+    planner = _planner(original, kind, round_to, skip, data, parts, progress)
     if goal is not None:
         result = _planned(original, planner, goal.share, progress)
     else:
@@ -376,6 +384,7 @@ def _under_budget(
 def _planner(
     original: ir.Model,
     kind: str,
+    round_to: int,
     skip: Sequence[str],
     data: Calibration,
     parts: Parts,
@@ -385,7 +394,7 @@ def _planner(
     moments = moments_on(network, data, parts, progress)
     check_skip(skip, [layer.name for layer in factor_layers(network, concrete_shapes(network))])
     found = survey(network, parts, moments, siblings(network, skip))
-    return Planner(found, kind, rewrite=lrn_nodes(network), skip=skip, progress=progress)
+    return Planner(found, kind, rewrite=lrn_nodes(network), round_to=round_to, skip=skip, progress=progress)
 
 
 def _planned(original: ir.Model, planner: Planner, share: float, progress: Progress | None) -> Compressed:

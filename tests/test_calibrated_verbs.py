@@ -68,6 +68,16 @@ def test_the_budget_is_met_within_a_hundredth(small, calibration):
         assert 0.99 * share <= after / before <= share
 
 
+def test_filters_and_ranks_are_multiples_where_that_is_asked_for(calibration):
+    result = oc.compress(SHIPPED, data=calibration, target="macs=0.3", round_to=4)
+    before = {layer.name: layer.output_shape[1] for layer in oc.cost(oc.load(SHIPPED)).layers}
+    assert result.plan.prune
+    assert all((before[name] - len(gone)) % 4 == 0 for name, gone in result.plan.prune.items())
+    assert result.plan.decompose
+    assert all(ranks.out % 4 == 0 for ranks in result.plan.decompose.values())
+    assert 0.25 < result.stages[-1].cost.macs / result.stages[0].cost.macs <= 0.3
+
+
 def test_the_file_has_the_size_that_was_asked_for(calibration, tmp_path):
     oc.save(oc.compress(SHIPPED, data=calibration, target="size=0.4").model, tmp_path / "small.onnx")
     share = (tmp_path / "small.onnx").stat().st_size / SHIPPED.stat().st_size
@@ -184,6 +194,7 @@ def test_what_cannot_be_drawn_is_not_begun(tmp_path, monkeypatch):
         (["--criterion", "apoz"], "needs calibration data"),
         (["--data", "DATA", "--target", "macs=1.5"], "target: 'macs=1.5'"),
         (["--data", "DATA", "--target", "time=0.5"], "target: 'time=0.5'"),
+        (["--data", "DATA", "--target", "macs=0.5", "--round-to", "0"], "round-to: 0 is not at least 1"),
         (["--data", "DATA", "--method", "joint"], "method: joint needs"),
         (["--data", "DATA", "--target", "macs=0.5", "--keep-accuracy", "0.9"], "not both"),
         (["--data", "DATA", "--limit", "5", "--target", "macs=0.5"], "too few"),

@@ -81,7 +81,7 @@ def test_compress_apply_evaluate_bench(run, folder):
     ("arguments", "message"),
     [
         ("compress --target macs=0.5 --ratio 0.3", "--ratio: does not go with --target"),
-        ("compress --keep-accuracy 0.9 --round-to 8", "--round-to: does not go with"),
+        ("compress --keep-accuracy 0.9 --scope global", "--scope: does not go with"),
         ("compress --epochs 3", "--epochs: applies to --finetune"),
         ("compress --labels", "--labels: applies to"),
         ("prune --step 0.1", "--step: applies to --iterative"),

@@ -423,8 +423,10 @@ def small_problem(seed: int) -> Problem:
         return LayerChoice(filters, channels, 1, 9, 50, 50, 50, options, damage)
 
     damage = np.concatenate([[0.0], np.cumsum(random.random(5) * np.arange(5))])
+    whole = np.array([True, *(random.random(5) < 0.7)])
     return Problem(
-        {"a": layer(6, 3), "b": layer(5, 6)}, [GroupChoice(damage, {"a": 1.0}, {"b": 1.0}, {"b": 1.0})]
+        {"a": layer(6, 3), "b": layer(5, 6)},
+        [GroupChoice(damage, whole, {"a": 1.0}, {"b": 1.0}, {"b": 1.0})],
     )
 
 
@@ -432,7 +434,7 @@ def exhaustive(case: Problem, budget: float) -> float:
     """The least damage of all decisions within the budget."""
     best = np.inf
     group = case.groups[0]
-    for count, *picked in itertools.product(range(len(group.damage)), range(6), range(6)):
+    for count, *picked in itertools.product(np.flatnonzero(group.whole).tolist(), range(6), range(6)):
         a, b = case.layers.values()
         cost = a.cost(picked[0], a.filters - count, a.channels) + b.cost(
             picked[1], b.filters, b.channels - count
@@ -462,8 +464,8 @@ def test_the_planner_knows_what_a_choice_costs_when_some_filters_and_channels_ar
     choice = layer_choice(whole, options, 1.0, kind)
     gone = [data.draw(st.integers(0, filters - 1)), data.draw(st.integers(0, channels - 1))]
     groups = [
-        GroupChoice(np.zeros(9), {"conv": 1.0}, {}, {}),
-        GroupChoice(np.zeros(9), {}, {"conv": 1.0}, {"conv": 1.0}),
+        GroupChoice(np.zeros(9), np.ones(9, bool), {"conv": 1.0}, {}, {}),
+        GroupChoice(np.zeros(9), np.ones(9, bool), {}, {"conv": 1.0}, {"conv": 1.0}),
     ]
     thin = one_conv(filters - gone[0], channels - gone[1], kernel)
     for index in range(len(choice.options)):
@@ -490,6 +492,7 @@ def test_the_planner_keeps_the_budget_and_is_near_the_best_there_is(seed, share)
         return
     found = decide(case, budget)
     assert found.cost <= budget
+    assert case.groups[0].whole[found.removed[0]]
     assert found.damage >= best - 1e-9
     # Prices reach the corners of the convex hull; between them the best may be missed.
     assert found.damage <= best + 1.0
@@ -514,8 +517,8 @@ def test_what_leads_to_a_branch_goes_when_the_branch_does():
         return LayerChoice(filters, channels, 1, 1, 1, 1, 1, [Ranks(filters, channels)], np.zeros(1))
 
     layers = {"a": whole(8, 100), "b": whole(8, 8), "c": whole(8, 8)}
-    into_b = GroupChoice(np.linspace(0, 1, 8), {"a": 1.0}, {"b": 1.0}, {"b": 1.0})
-    into_c = GroupChoice(np.linspace(0, 0.1, 8), {"b": 1.0}, {"c": 1.0}, {"c": 1.0})
+    into_b = GroupChoice(np.linspace(0, 1, 8), np.ones(8, bool), {"a": 1.0}, {"b": 1.0}, {"b": 1.0})
+    into_c = GroupChoice(np.linspace(0, 0.1, 8), np.ones(8, bool), {"b": 1.0}, {"c": 1.0}, {"c": 1.0})
     found = decide(Problem(layers, [into_b, into_c]), 150)
     assert found.removed == [7, 7]
     assert found.damage == pytest.approx(0.1)

@@ -21,6 +21,7 @@ from onnxcompress.cli.options import (
     Model,
     Quiet,
     Resize,
+    RoundTo,
     Scale,
     Skip,
     Stats,
@@ -75,6 +76,7 @@ def tradeoff(
     plot: Annotated[Path | None, typer.Option(help="PNG to draw.", show_default=False)] = None,
     kind: Annotated[str, typer.Option(help="Cost: macs, params or size (of the file).")] = "macs",
     shares: Annotated[str, typer.Option(help="Of the cost that may stay.")] = "0.8,0.65,0.5,0.4,0.3",
+    round_to: RoundTo = 1,
     skip: Skip = [],  # noqa: B006
     limit: Limit = None,
     stats: Stats = None,
@@ -110,6 +112,7 @@ def tradeoff(
             data=calibration,
             kind=kind,
             shares=numbers("shares", shares),
+            round_to=round_to,
             skip=skip,
             progress=advance,
         )

@@ -100,12 +100,14 @@ class GroupChoice:
 
     Attributes:
         damage: when 0, 1 … sets are gone, (n,).
+        whole: which of these numbers are on offer, (n,); the first one is.
         filters: by layer, filters (per group of the convolution) that go with each set.
         channels: by layer, input channels (per group) that go with each set.
         shares: of the damage, by the layer in whose response it is lost.
     """
 
     damage: Array
+    whole: NDArray[np.bool_]
     filters: Mapping[str, float]
     channels: Mapping[str, float]
     shares: Mapping[str, float]
@@ -254,12 +256,15 @@ class _State:
         return self.problem.layers[name].damage * self.left[name]
 
     def group_damage(self, index: int) -> Array:
-        """When 0, 1 … sets of a group are gone, with what that changes for the layers which compute them."""
+        """When 0, 1 … sets of a group are gone, with what that changes for the layers which compute them.
+
+        Infinite for numbers that are not on offer.
+        """
         group = self.problem.groups[index]
         total = group.damage * sum(share * self.left[name] for name, share in group.shares.items())
         for name in group.filters:
             total = total + group.standing * self._part(group, name) * self._inside(name)
-        return total
+        return np.where(group.whole, total, np.inf)
 
     def layer_costs(self, name: str) -> Array:
         """Of a layer with each of its choices."""

@@ -1,5 +1,6 @@
 """What can be done to a network, with the cost and the estimated damage of each choice."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from onnxcompress.plan import Plan, Ranks, matches
 from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, ranks_of
 from onnxcompress.pruning.channels import ChannelGraph, Group
 from onnxcompress.pruning.elimination import Elimination, Reader, clusters, eliminate
+from onnxcompress.pruning.selection import step_of
 from onnxcompress.pruning.surgery import filters_of
 from onnxcompress.threads import side_by_side
 
@@ -68,6 +70,7 @@ def choices(
     *,
     kind: str,
     fixed: float,
+    round_to: int = 1,
     skip: Sequence[str] = (),
 ) -> Choices:
     """All choices for a network.
@@ -81,6 +84,7 @@ def choices(
         sensitivity: damage to the output for each unit of a response's variance that is lost, by layer.
         kind: of cost: ``macs``, ``params`` or ``size``.
         fixed: cost of all that is not among the layers.
+        round_to: layers keep a multiple of so many filters, or all.
         skip: glob patterns of layers that keep their ranks.
     """
     known = {layer.name: layer for layer in layers if layer.shape}
@@ -122,7 +126,9 @@ def choices(
             if layer.kind == "depthwise":  # its groups go; the cost is that of as many filters
                 side, per_group = filters, share / layer.groups
             side[layer.name] = side.get(layer.name, 0.0) + per_group
-        found.append(GroupChoice(elimination.damage, filters, channels, elimination.shares))
+        whole = (count - np.arange(len(elimination.damage))) % step_of(graph, group, round_to) == 0
+        whole[0] = True
+        found.append(GroupChoice(elimination.damage, whole, filters, channels, elimination.shares))
     renumbered = [[number[index] for index in cluster] for cluster in together]
     return Choices(Problem(offered, found, fixed), list(eliminations.values()), renumbered, graph)
 
@@ -138,7 +144,7 @@ def layer_choice(layer: FactorLayer, possibilities: Options, sensitivity: float,
 
 
 def possible(
-    layer: FactorLayer, moments: Moments, known: Sequence[Components]
+    layer: FactorLayer, moments: Moments, known: Sequence[Components], round_to: int = 1
 ) -> tuple[Options, list[Factors]]:
     """Ranks at which a layer costs less, with the variance of its response that is lost.
 
@@ -150,6 +156,7 @@ def possible(
         layer: to factor.
         moments: of what it reads.
         known: its `survey.products`.
+        round_to: ranks are multiples of this; CP ranks of `BLOCK`, too.
 
     Returns:
         the options, the highest rank last; and of CP ranks, where there are any, the factors of each group at
@@ -159,10 +166,12 @@ def possible(
         return [], []
     if known:
         lost = np.sum([product_errors(response) for response in known], axis=0)
-        return [(Ranks(rank, rank), float(lost[rank])) for rank in range(1, min(layer.sides))], []
-    each = layer.chain_macs(Ranks(1, 1, depthwise=True)) * BLOCK
+        ranks = range(round_to, min(layer.sides), round_to)
+        return [(Ranks(rank, rank), float(lost[rank])) for rank in ranks], []
+    block = math.lcm(BLOCK, round_to)
+    each = layer.chain_macs(Ranks(1, 1, depthwise=True)) * block
     blocks = sorted({int(layer.macs * share / each) for share in CP_SHARES} - {0})
-    looked_at = [BLOCK * count for count in blocks if BLOCK * count <= layer.highest_cp_rank]
+    looked_at = [block * count for count in blocks if block * count <= layer.highest_cp_rank]
     if not looked_at:
         return [], []
     weights = layer.weight.reshape(layer.groups, layer.sides[0], -1)
@@ -171,7 +180,7 @@ def possible(
         chains = cp_chains(weight, inputs(covariance, layer.sides[1]), looked_at)
         lost += [response_error(weight, chain.weights, covariance) for chain in chains]
         highest.append(chains[-1])
-    offered = np.arange(looked_at[0], looked_at[-1] + 1, BLOCK)
+    offered = np.arange(looked_at[0], looked_at[-1] + 1, block)
     errors = np.exp(np.interp(np.log(offered), np.log(looked_at), np.log(np.maximum(lost, TINY))))
     pairs = zip(offered.tolist(), errors.tolist(), strict=True)
     return [(Ranks(rank, rank, depthwise=True), error) for rank, error in pairs], highest

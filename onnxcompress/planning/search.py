@@ -129,6 +129,7 @@ class Planner:
     Attributes:
         survey: of the network.
         kind: of cost.
+        round_to: layers keep a multiple of so many filters, or all, and ranks are such.
         skip: patterns of layers that stay as they are.
         choices: that there are, with the damage that is expected of them before any is measured.
         measured: damage of choices, by how many channels a group loses, or by the number of a layer's option.
@@ -148,6 +149,7 @@ class Planner:
         kind: str,
         *,
         rewrite: Sequence[str] = (),
+        round_to: int = 1,
         skip: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> None:
@@ -157,10 +159,12 @@ class Planner:
             survey: of the network.
             kind: one of `KINDS`.
             rewrite: LRN nodes that the plans are to rewrite.
+            round_to: of filters that layers keep and of ranks.
             skip: glob patterns of layers to leave as they are.
             progress: called with (what is done, steps done, steps in all).
         """
-        self.survey, self.kind, self.skip, self.progress = survey, kind, tuple(skip), progress
+        self.survey, self.kind, self.progress = survey, kind, progress
+        self.round_to, self.skip = round_to, tuple(skip)
         self.measured = defaultdict(dict)
         self.done = {}
         self.rewrite = list(rewrite)
@@ -185,6 +189,7 @@ class Planner:
             sensitivity,
             kind=kind,
             fixed=self.total - own,
+            round_to=round_to,
             skip=self.skip,
         )
         # All but one as well: by its first quarter a block that nothing gets past would seem cheap.
@@ -271,7 +276,7 @@ class Planner:
     def _look(self, layer: FactorLayer) -> Look:
         moments = self.survey.moments[layer.name]
         parts = products(layer, moments)
-        options, chains = possible(layer, moments, parts)
+        options, chains = possible(layer, moments, parts, self.round_to)
         if chains:
             return Look(parts, options, len(options), *chained(layer, moments, chains))
         number = self._half(layer, options)

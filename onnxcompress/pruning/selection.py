@@ -66,7 +66,7 @@ def select(
         counts = _lowest([scores[sets] for sets in ranked], [filters[sets] for sets in ranked], wanted)
         for group, sets, count in zip(rivals, ranked, counts, strict=True):
             missing += count == len(sets)
-            kept = _rounded(len(sets) - count, len(sets), _step(graph, group, round_to))
+            kept = _rounded(len(sets) - count, len(sets), step_of(graph, group, round_to))
             chosen.append(sets[: len(sets) - kept])
     return np.sort(np.concatenate(chosen)), missing
 
@@ -112,7 +112,7 @@ def _lowest(scores: list[np.ndarray], filters: list[np.ndarray], wanted: int) ->
     return np.bincount(owner[order[lost <= wanted]], minlength=len(scores)).tolist()
 
 
-def _step(graph: ChannelGraph, group: Group, round_to: int) -> int:
+def step_of(graph: ChannelGraph, group: Group, round_to: int) -> int:
     """Sets per step, so that the widths of the group's layers are multiples of ``round_to``."""
     layer = next(layer for layer in graph.layers if layer.name in group.layers)
     filters_per_set = int(np.count_nonzero(graph.set_of[layer.atoms] == group.sets[0]))
