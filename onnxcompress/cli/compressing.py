@@ -209,7 +209,7 @@ def compress(
     onnxcompress compress model.onnx -o small.onnx --data images/ --target macs=0.5
 
     Runtimes take longer for each MAC where channels are no multiple of 8 or 16. --round-to 8 gains speed by
-    that, and at the same MACs loses a little more.
+    that, and at the same MACs loses more.
 
     Without a target: prune, then decompose what is left, in the order of Goyal et al. (2019), with the
     options --ratio … --include-gemm.
