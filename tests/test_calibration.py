@@ -95,17 +95,22 @@ def test_statistics_are_those_of_all_patches_at_once(monkeypatch):
         np.testing.assert_allclose(moments.covariance[0], shrunk, atol=1e-4 * np.abs(expected).max())
 
 
-def test_responses_are_what_the_layers_give_in_every_batch(monkeypatch):
+@pytest.mark.parametrize("room", [2**32, 1])
+def test_responses_are_what_the_layers_give_in_every_batch(monkeypatch, room):
     monkeypatch.setattr("onnxcompress.calibration.patches.LEAST", ALL)
+    monkeypatch.setattr("onnxcompress.calibration.responses.DISK", room)
     model = chain()
     layers = factor_layers(model, concrete_shapes(model))
     given_samples = samples()
-    found = Responses(model, layers, given_samples)
+    passes = []
+    found = Responses(model, layers, given_samples, [2, 0, 1], lambda done, total: passes.append(done))
     inside = session(revealing(model, [str(layer.node.outputs[0].name) for layer in layers]))
-    for batch, (_, feeds) in enumerate(fed(given_samples, inside)):
-        for number, y in enumerate(run(inside, feeds)):
-            (response,) = list(found.of(number))[batch]
+    feeds = [each for _, each in fed(given_samples, inside)]
+    for number in (2, 0, 1):
+        for each, (response,) in zip(feeds, found.of(number), strict=True):
+            y = run(inside, each)[number]
             np.testing.assert_allclose(response, np.moveaxis(y, 1, -1).reshape(response.shape), atol=1e-4)
+    assert passes.count(len(given_samples)) == (1 if room > 1 else 3)
 
 
 @pytest.mark.parametrize(("limit", "batch"), [(2**31, 8), (3 * 4 * 960, 3), (1, 1)])

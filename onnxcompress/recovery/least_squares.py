@@ -110,10 +110,11 @@ def refit(
     gone = filters_gone(original, filters)
     samples, fitted = together(fit, choose)
     olds = [before[layer.name] for layer in layers]
-    given = Responses(original, olds, samples, steps_of(progress, "running the original network"))
-    stages = Stages(result, layers, samples)
-    fits: dict[str, Fit] = {}
     number = {layer.name: index for index, layer in enumerate(layers)}
+    stages = Stages(result, layers, samples)
+    order = [number[layer.name] for members in stages.layers for layer in members]
+    given = Responses(original, olds, samples, order, steps_of(progress, "running the original network"))
+    fits: dict[str, Fit] = {}
     steps = steps_of(progress, "fitting weights")
     for stage, members in counted(enumerate(stages.layers), len(stages.layers), steps):
         seen = _observed(stages, stage, before, given, gone, number, fitted)
