@@ -176,7 +176,7 @@ def read_samples(
 def _batch(model: ir.Model, arrays: Mapping[str, np.ndarray]) -> int:
     shapes = concrete_shapes(model)
     values = [shapes.get(str(value.name), ()) for node in model.graph for value in node.outputs]
-    expected = sum(math.prod(shapes[name]) for name in arrays)
+    expected = sum(math.prod(shapes.get(name, ())) for name in arrays)
     larger = sum(array[0].size for array in arrays.values()) / max(expected, 1)
     each = 4 * sum(map(math.prod, values)) * larger
     return int(np.clip(ACTIVATIONS // max(each, 1), 1, BATCH))
