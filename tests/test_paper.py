@@ -1,6 +1,7 @@
 """The pure parts of the paper's experiment: splits and curves."""
 
 import csv
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from onnxcompress.data import Data
 from onnxcompress.errors import InputError
 from onnxcompress.runtime import run, session
 from onnxcompress.shapes import concrete_shapes
+from onnxcompress.training.rates import CANDIDATES
 from tests.onnx_text import network
 from tests.training import small
 
@@ -145,6 +147,19 @@ def test_what_is_compressed_before_training_serves_all_seeds(tmp_path):
     x = task.test.samples[:1]
     one, other = (run(session(each.model), {"data": x})[0] for each in (first, second))
     assert not np.array_equal(one, other)
+
+
+def test_other_seeds_take_the_rate_that_the_first_found(tmp_path):
+    task, settings = small_task(), replace(SMALL, points={"both": ("0.3 vbmf:2",)})
+    experiment(task, settings, tmp_path)
+    (file,) = tmp_path.glob("networks/*.json")
+    result = json.loads(file.read_text())
+    assert result["rate"] in CANDIDATES
+    file.write_text(json.dumps(result | {"rate": 0.003}))
+    experiment(task, replace(settings, seeds=2), tmp_path)
+    with (tmp_path / "points.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["seed"], row["rate"]) for row in rows[1:]] == [("0", "0.003"), ("1", "0.003")]
 
 
 def test_a_small_run_goes_on_where_it_was(tmp_path):

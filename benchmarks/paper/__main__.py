@@ -85,12 +85,15 @@ def experiment(task: tasks.Task, settings: Settings, folder: Path) -> None:
 
         def make() -> dict[str, Any]:
             began = time.monotonic()
-            outcome = arms.ARMS[arm](arms.Run(task, settings, seed, folder, every_minute(label)), setting)
+            rate = next((p["rate"] for p in points if (p["arm"], p["setting"]) == (arm, setting)), None)
+            run = arms.Run(task, settings, seed, folder, every_minute(label), rate)
+            outcome = arms.ARMS[arm](run, setting)
             oc.save(outcome.model, file)
             seconds = round(time.monotonic() - began)
             ranks = {layer: each.entries() for name, each in outcome.ranks.items() for layer in members(name)}
             changes = {"removed": dict(outcome.removed), "ranks": ranks}
-            return facts(arm, setting, seed, seconds=seconds, **changes, **measured(task, file, whole))
+            done = {"seconds": seconds, "rate": outcome.rate}
+            return facts(arm, setting, seed, **done, **changes, **measured(task, file, whole))
 
         result = file.with_suffix(".json")
         new = not result.exists()

@@ -5,7 +5,7 @@ iterative pruning, which go by labels alone. Only how it is compressed differs.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -30,6 +30,7 @@ class Run:
         seed: of order, augmentation and drawn numbers.
         folder: for checkpoints and statistics.
         progress: called with (what is done, steps done, steps in all).
+        rate: of the training at the end, where another seed has found it; None: found on the first batches.
     """
 
     task: Task
@@ -37,6 +38,7 @@ class Run:
     seed: int
     folder: Path
     progress: Progress
+    rate: float | None = None
 
     def recipe(self) -> oc.Recipe:
         """How to train; the rate is found on the first batches."""
@@ -49,25 +51,27 @@ class Outcome:
 
     Attributes:
         model: after training.
+        rate: of the training at the end.
         removed: number of filters by layer.
         ranks: by layer.
     """
 
     model: ir.Model
-    removed: Mapping[str, int] = field(default_factory=dict)
-    ranks: Mapping[str, Ranks] = field(default_factory=dict)
+    rate: float
+    removed: Mapping[str, int]
+    ranks: Mapping[str, Ranks]
 
 
 def pruning(run: Run, setting: str) -> Outcome:
     """Iterative Taylor pruning (Molchanov et al. 2017); the setting is the share of the filters that goes."""
     model, removed = _pruned(run, float(setting))
-    return Outcome(_trained(run, model, run.settings.steps // 2), removed)
+    return _trained(run, model, run.settings.steps // 2, removed, {})
 
 
 def tucker(run: Run, setting: str) -> Outcome:
     """Tucker-2 (Kim et al. 2015); the setting is a rank rule."""
     result = oc.decompose(run.task.model, rank=setting, progress=run.progress)
-    return Outcome(_trained(run, result.model, run.settings.steps), {}, result.plan.decompose)
+    return _trained(run, result.model, run.settings.steps, {}, result.plan.decompose)
 
 
 def both(run: Run, setting: str) -> Outcome:
@@ -75,7 +79,7 @@ def both(run: Run, setting: str) -> Outcome:
     share, rank = setting.split()
     model, removed = _pruned(run, float(share))
     result = oc.decompose(model, rank=rank, progress=run.progress)
-    return Outcome(_trained(run, result.model, run.settings.steps // 2), removed, result.plan.decompose)
+    return _trained(run, result.model, run.settings.steps // 2, removed, result.plan.decompose)
 
 
 def ours(run: Run, setting: str) -> Outcome:
@@ -91,7 +95,7 @@ def ours(run: Run, setting: str) -> Outcome:
         write_text(plan, to_yaml(result.plan))
     chosen = read_plan(plan)
     removed = {name: len(filters) for name, filters in chosen.prune.items()}
-    return Outcome(_trained(run, oc.load(file), run.settings.steps), removed, chosen.decompose)
+    return _trained(run, oc.load(file), run.settings.steps, removed, chosen.decompose)
 
 
 ARMS: dict[str, Callable[[Run, str], Outcome]] = {
@@ -120,7 +124,9 @@ def _pruned(run: Run, share: float) -> tuple[ir.Model, dict[str, int]]:
     return model, {name: len(indices) for name, indices in filters.items()}
 
 
-def _trained(run: Run, model: ir.Model, steps: int) -> ir.Model:
+def _trained(
+    run: Run, model: ir.Model, steps: int, removed: Mapping[str, int], ranks: Mapping[str, Ranks]
+) -> Outcome:
     """The network after the training that is left for it; best epoch by the validation part."""
     task = run.task
     found = oc.finetune(
@@ -130,7 +136,7 @@ def _trained(run: Run, model: ir.Model, steps: int) -> ir.Model:
         labels=True,
         validation=task.validation,
         steps=steps,
-        recipe=run.recipe(),
+        recipe=replace(run.recipe(), rate=run.rate),
         progress=run.progress,
     )
-    return found.model
+    return Outcome(found.model, found.rate, removed, ranks)

@@ -56,9 +56,9 @@ def lacking(points: Sequence[Point], seeds: int, loss: float = 0.01) -> list[tup
 
 def write(points: Sequence[Point], folder: Path) -> str:
     """Write everything into a folder; the headline is returned as text."""
-    columns = ["seconds", *(key for key in original_of(points) if key not in ("removed", "ranks", "filters"))]
+    facts = [key for key in original_of(points) if key not in ("removed", "ranks", "filters")]
     with (folder / "points.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer = csv.DictWriter(file, ["seconds", "rate", *facts], extrasaction="ignore")
         writer.writeheader()
         writer.writerows(points)
     text = headline(points)

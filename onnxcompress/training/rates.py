@@ -51,8 +51,8 @@ def find_rate(
 ) -> float:
     """The highest rate, of `CANDIDATES`, after a few steps of which the loss is the least, or nearly so.
 
-    Each is tried from the same state on the same batches, the lowest first, until one does worse. Only
-    training data is looked at.
+    Each is tried from the same state on the same batches: the middle one first, then those above and below
+    until one does worse. Only training data is looked at.
 
     Args:
         loss: see `trainer.train`.
@@ -64,22 +64,31 @@ def find_rate(
         progress: called with (steps done, steps that it takes at most).
     """
     batch_of, count = _remembering(batch_of), STEPS + TESTED
-    found: dict[float, float] = {}
-    for number, rate in enumerate(CANDIDATES):
-        trial = replace(recipe, rate=rate, schedule=Schedule("cosine"))
-        losses = []
-        for value in _losses(loss, deepcopy(state), multipliers, batch_of, trial):
-            losses.append(value)
-            if progress is not None:
-                progress(number * count + len(losses), len(CANDIDATES) * count)
-        mean = float(np.mean(losses[STEPS:])) if len(losses) == count else np.nan
-        if not np.isfinite(mean):
-            break
-        found[rate] = mean
-        if mean > (1 + tolerance) * min(found.values()):
-            break
-    allowed = (1 + tolerance) * min(found.values(), default=0.0)
-    return max((rate for rate in found if found[rate] <= allowed), default=CANDIDATES[0])
+    highest = len(CANDIDATES) - 1
+    found: dict[int, float] = {}
+
+    def tried(place: int) -> float:
+        """The loss after a trial; infinite where one of its losses was not finite."""
+        if place not in found:
+            trial = replace(recipe, rate=CANDIDATES[place], schedule=Schedule("cosine"))
+            losses = []
+            for value in _losses(loss, deepcopy(state), multipliers, batch_of, trial):
+                losses.append(value)
+                if progress is not None:
+                    progress(len(found) * count + len(losses), len(CANDIDATES) * count)
+            mean = float(np.mean(losses[STEPS:])) if len(losses) == count else np.inf
+            found[place] = mean if np.isfinite(mean) else np.inf
+        return found[place]
+
+    best = len(CANDIDATES) // 2
+    while best < highest and tried(best + 1) < tried(best):
+        best += 1
+    while best > 0 and tried(best - 1) <= tried(best):
+        best -= 1
+    allowed = (1 + tolerance) * tried(best)
+    while np.isfinite(allowed) and best < highest and tried(best + 1) <= allowed:
+        best += 1
+    return CANDIDATES[best]
 
 
 def _remembering(batch_of: Callable[[int], Batch]) -> Callable[[int], Batch]:

@@ -48,13 +48,35 @@ def test_a_rate_that_leaves_no_finite_loss_is_none():
     assert found(10.0, Valley(width=0.0)) == CANDIDATES[0]
 
 
+class Slope:
+    """A loss whose only weight does best a way ahead, where trials at one rate end."""
+
+    samples = 4
+
+    def __init__(self, rate):
+        self.rate = rate
+        self.calls = 0
+
+    def __call__(self, weights, x, targets):
+        self.calls += 1
+        ahead = (1 - float(weights["w"][0])) / self.rate
+        return (ahead - 6) ** 2, {"w": np.ones(1, np.float32)}
+
+
+@pytest.mark.parametrize(("best", "trials"), [(0, 5), (1, 5), (2, 4), (3, 3), (4, 3), (5, 4), (6, 4)])
+def test_trials_start_in_the_middle_and_end_at_the_first_that_does_worse(best, trials):
+    loss = Slope(CANDIDATES[best])
+    assert found(0.0, loss) == CANDIDATES[best]
+    assert loss.calls == trials * (STEPS + TESTED)
+
+
 def test_progress_ends_where_the_trials_do():
     said = []
-    found(0.0, said=said)
-    assert said[-1] == (2 * (STEPS + TESTED), len(CANDIDATES) * (STEPS + TESTED))
+    found(0.0, Slope(CANDIDATES[3]), said=said)
+    assert said[-1] == (3 * (STEPS + TESTED), len(CANDIDATES) * (STEPS + TESTED))
 
 
-@pytest.mark.parametrize(("room", "times"), [(2**20, 1), (5 * 16, 4), (0, 4)])
+@pytest.mark.parametrize(("room", "times"), [(2**20, 1), (5 * 16, 5), (0, 5)])
 def test_batches_are_kept_as_far_as_there_is_room(monkeypatch, room, times):
     monkeypatch.setattr("onnxcompress.training.rates.KEPT", room)
     made = []
