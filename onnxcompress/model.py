@@ -54,7 +54,7 @@ def load(source: str | Path | ir.Model) -> ir.Model:
         return source
     path = Path(source)
     if not path.is_file():
-        raise InputError(f"{path}: {'is a folder, not a file' if path.is_dir() else 'no such file'}")
+        raise InputError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
     try:
