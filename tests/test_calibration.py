@@ -210,6 +210,17 @@ def test_calibration_data_of_every_kind(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("seen", "ways"), [(3, 3), (15, 5), (3000, 8)])
+def test_few_images_are_seen_in_more_ways(tmp_path, monkeypatch, seen, ways):
+    monkeypatch.setattr("onnxcompress.calibration.samples.SEEN", seen)
+    for number in range(3):
+        Image.new("RGB", (20, 10), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    model = network("g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) { y = Relu (x) }")
+    pictures = read_samples(model, tmp_path, preprocessing=Preprocessing(resize=(8, 8), mean=(0, 0, 0)))
+    assert pictures.views == ways
+    assert len(pictures) == 3 * ways
+
+
 def test_two_inputs_take_an_array_each(tmp_path):
     model = network(
         "g (float[N, 2] a, float[N, 2] b) => (float[N, 2] y) { y = Add (a, b) }",

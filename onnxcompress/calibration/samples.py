@@ -28,8 +28,11 @@ BATCH = 8
 ACTIVATIONS = 2**31
 """… or fewer, so that all that it computes of them takes no more bytes than this."""
 
-VIEWS = 3
-"""Ways in which an image is seen."""
+VIEWS, MOST_VIEWS = 3, 8
+"""Ways in which an image is seen: at least, and at most."""
+
+SEEN = 3000
+"""Few images are seen in more ways, so that they are so many together."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def read_samples(
 ) -> Samples:
     """Read calibration data; images are decoded and prepared once, into a temporary file.
 
-    Images are seen in `VIEWS` ways: as the network is meant to see them, and cropped at random and mirrored.
+    Images are seen in several ways: as the network is meant to see them, and cropped at random and mirrored.
 
     Args:
         model: the network that they are for.
@@ -157,7 +160,7 @@ def read_samples(
             dtype=DTYPES[value.type],
             preprocessing=preprocessing or from_metadata(model.metadata_props),
         )
-        views = VIEWS if data.images else 1
+        views = int(np.clip(math.ceil(SEEN / len(data)), VIEWS, MOST_VIEWS)) if data.images else 1
         arrays = {name: _on_disk(read, len(data), views, progress)}
     else:
         arrays = _gathered(source, set(inputs))
