@@ -313,6 +313,7 @@ def _pruned_in_rounds(
         skip=tuple(rule.skip),
         recipe=Recipe(seed=rule.seed),
         preprocessing=data.preprocessing,
+        mirror=data.mirror,
         progress=progress,
     )
     stages = [Stage("original", original, cost(original))]

@@ -120,6 +120,7 @@ def train(
         training,
         whole or result.plan,
         preprocessing=data.preprocessing,
+        mirror=data.mirror,
         progress=progress,
     )
     stage = Stage("trained", done.model, last.cost, done)

@@ -221,6 +221,18 @@ def test_few_images_are_seen_in_more_ways(tmp_path, monkeypatch, seen, ways):
     assert len(pictures) == 3 * ways
 
 
+@pytest.mark.parametrize("mirror", [True, False])
+def test_every_other_view_is_mirrored_if_that_is_wanted(tmp_path, mirror):
+    ramp = np.tile(np.arange(8, dtype=np.uint8), (8, 1))
+    Image.fromarray(ramp).convert("RGB").save(tmp_path / "ramp.png")
+    model = network("g (float[N, 3, 8, 8] x) => (float[N, 3, 8, 8] y) { y = Relu (x) }")
+    steps = Preprocessing(resize=(8, 8), mean=(0, 0, 0))
+    rows = read_samples(model, tmp_path, preprocessing=steps, mirror=mirror).arrays["x"]
+    for view, row in enumerate(rows):
+        expected = ramp[:, ::-1] if mirror and view % 2 else ramp
+        np.testing.assert_array_equal(row, np.broadcast_to(expected, (3, 8, 8)))
+
+
 def test_two_inputs_take_an_array_each(tmp_path):
     model = network(
         "g (float[N, 2] a, float[N, 2] b) => (float[N, 2] y) { y = Add (a, b) }",

@@ -120,6 +120,41 @@ def test_how_images_are_prepared_stays_with_the_result(run, folder):
     assert run("evaluate", "out.onnx", "--data", "images", "--reference", "model.onnx")[0] == 0
 
 
+def test_images_are_mirrored_neither_for_the_fit_nor_in_training_where_that_is_not_wanted(
+    run, folder, monkeypatch
+):
+    (folder / "images").mkdir()
+    random = np.random.default_rng(0)
+    for number in range(20):
+        pixels = random.integers(0, 256, (9, 9, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+    seen = []
+    monkeypatch.setattr(
+        "onnxcompress.data.prepare",
+        lambda image, steps, height, width, view: (
+            seen.append(view.mirror) or preprocessing.prepare(image, steps, height, width, view)
+        ),
+    )
+    options = (
+        "--data",
+        "images",
+        "--channel-order",
+        "RGB",
+        "--target",
+        "macs=0.5",
+        "--finetune",
+        "--epochs",
+        "1",
+    )
+    assert run("compress", "model.onnx", "-o", "out.onnx", *options, "--no-mirror")[0] == 0
+    without, seen[:] = list(seen), []
+    assert run("compress", "model.onnx", "-o", "out.onnx", *options)[0] == 0
+    assert len(without) == len(seen)
+    assert not any(without)
+    assert any(seen[: 20 * 8])  # read for the fit
+    assert any(seen[20 * 8 :])  # and for training
+
+
 def test_what_was_not_looked_at_is_said(run, folder):
     _, out, _ = run("prune", "model.onnx", "-o", "out.onnx")
     assert "its accuracy was not looked at" in out

@@ -27,6 +27,7 @@ class Calibration:
         stats: file in which the statistics of the network on these data are kept from one call to the next.
         labels: whether Taylor importance and training use the data's labels; nothing else does.
         values: whether the network's outputs are numbers even where they could be class scores, (n, classes).
+        mirror: whether images are seen with left and right exchanged, too, in training as well.
     """
 
     source: Source
@@ -35,6 +36,7 @@ class Calibration:
     stats: str | Path | None = None
     labels: bool = False
     values: bool = False
+    mirror: bool = True
 
 
 @overload
@@ -59,6 +61,7 @@ def read_parts(original: ir.Model, data: Calibration | None, progress: Progress 
         data.source,
         preprocessing=data.preprocessing,
         limit=data.limit,
+        mirror=data.mirror,
         progress=steps_of(progress, "reading the data"),
     )
     origin = samples.origin

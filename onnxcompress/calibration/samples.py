@@ -124,11 +124,12 @@ def read_samples(
     *,
     preprocessing: Preprocessing | None = None,
     limit: int | None = None,
+    mirror: bool = True,
     progress: Steps | None = None,
 ) -> Samples:
     """Read calibration data; images are decoded and prepared once, into a temporary file.
 
-    Images are seen in several ways: as the network is meant to see them, and cropped at random and mirrored.
+    Images are seen in several ways: as the network is meant to see them, and cropped at random.
 
     Args:
         model: the network that they are for.
@@ -136,6 +137,7 @@ def read_samples(
             each input's name, (samples, …); or an iterable of feeds, arrays by the name of the input.
         preprocessing: from image to array; None takes what the network carries.
         limit: take at most so many samples, spread evenly.
+        mirror: exchange left and right in every other one of these ways.
         progress: called with (samples read, samples in all) where that is known.
 
     Raises:
@@ -161,7 +163,7 @@ def read_samples(
             preprocessing=preprocessing or from_metadata(model.metadata_props),
         )
         views = int(np.clip(math.ceil(SEEN / len(data)), VIEWS, MOST_VIEWS)) if data.images else 1
-        arrays = {name: _on_disk(read, len(data), views, progress)}
+        arrays = {name: _on_disk(read, len(data), views, mirror, progress)}
     else:
         arrays = _gathered(source, set(inputs))
     if preprocessing is not None and (data is None or not data.images):
@@ -262,7 +264,7 @@ def _gathered(source: Iterable[Feeds], names: set[str]) -> dict[str, np.ndarray]
         raise InputError(f"the feeds do not go together: {error}") from None
 
 
-def _on_disk(read: Reader, count: int, views: int, progress: Steps | None) -> np.ndarray:
+def _on_disk(read: Reader, count: int, views: int, mirror: bool, progress: Steps | None) -> np.ndarray:
     array = None
     random = np.random.default_rng(0)
     for start in range(0, count, BATCH):
@@ -270,7 +272,7 @@ def _on_disk(read: Reader, count: int, views: int, progress: Steps | None) -> np
         seen = [read(numbers)]
         for view in range(1, views):
             places = random.random((len(numbers), 2)).tolist()
-            seen.append(read(numbers, [View(top, left, bool(view % 2)) for top, left in places]))
+            seen.append(read(numbers, [View(top, left, mirror and view % 2 == 1) for top, left in places]))
         chunk = np.stack(seen, axis=1)
         if array is None:
             with tempfile.TemporaryFile() as file:  # it goes when the array does

@@ -22,6 +22,7 @@ from onnxcompress.cli.options import (
     Limit,
     Mean,
     Method,
+    Mirror,
     Model,
     Output,
     Quiet,
@@ -72,6 +73,7 @@ def prune(
     limit: Limit = None,
     stats: Stats = None,
     values: Values = False,
+    mirror: Mirror = True,
     channel_order: ChannelOrder = None,
     mean: Mean = None,
     scale: Scale = None,
@@ -98,7 +100,7 @@ def prune(
     if not iterative and criterion != "taylor":
         refuse(context, ("flops_weight", "labels"), "applies to Taylor importance: give --criterion taylor")
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, stats, labels, values)
+    calibration = calibration_of(context, data, preprocessing, limit, stats, labels, values, mirror)
     with progress_bar(quiet) as advance:
         result = verbs.prune(
             network,
@@ -130,6 +132,7 @@ def decompose(
     limit: Limit = None,
     stats: Stats = None,
     values: Values = False,
+    mirror: Mirror = True,
     channel_order: ChannelOrder = None,
     mean: Mean = None,
     scale: Scale = None,
@@ -149,7 +152,7 @@ def decompose(
     """
     network = read(model, output, data, stats)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, stats, values=values)
+    calibration = calibration_of(context, data, preprocessing, limit, stats, values=values, mirror=mirror)
     with progress_bar(quiet) as advance:
         result = verbs.decompose(
             network,
@@ -190,6 +193,7 @@ def compress(
     limit: Limit = None,
     stats: Stats = None,
     values: Values = False,
+    mirror: Mirror = True,
     channel_order: ChannelOrder = None,
     mean: Mean = None,
     scale: Scale = None,
@@ -235,7 +239,7 @@ def compress(
     if not finetune and criterion != "taylor":
         refuse(context, ("labels",), "applies to --finetune and to --criterion taylor")
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, stats, labels, values)
+    calibration = calibration_of(context, data, preprocessing, limit, stats, labels, values, mirror)
     with progress_bar(quiet) as advance:
         result = verbs.compress(
             network,
@@ -267,6 +271,7 @@ def apply(
     limit: Limit = None,
     stats: Stats = None,
     values: Values = False,
+    mirror: Mirror = True,
     channel_order: ChannelOrder = None,
     mean: Mean = None,
     scale: Scale = None,
@@ -280,7 +285,7 @@ def apply(
     """Do what a plan says, no more and no less."""
     network = read(model, output, plan, data, stats, write_plan=False)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, stats, values=values)
+    calibration = calibration_of(context, data, preprocessing, limit, stats, values=values, mirror=mirror)
     with progress_bar(quiet) as advance:
         result = verbs.apply(network, plan, data=calibration, progress=advance)
     return finish(result, output, layers, as_json, quiet, write_plan=False)

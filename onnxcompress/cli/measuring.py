@@ -18,6 +18,7 @@ from onnxcompress.cli.options import (
     Json,
     Limit,
     Mean,
+    Mirror,
     Model,
     Quiet,
     Resize,
@@ -81,6 +82,7 @@ def tradeoff(
     limit: Limit = None,
     stats: Stats = None,
     values: Values = False,
+    mirror: Mirror = True,
     channel_order: ChannelOrder = None,
     mean: Mean = None,
     scale: Scale = None,
@@ -104,7 +106,7 @@ def tradeoff(
             raise InputError(f"{plot}: what is drawn is a PNG: give a name that ends in .png")
     network = load(model)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, stats, values=values)
+    calibration = calibration_of(context, data, preprocessing, limit, stats, values=values, mirror=mirror)
     assert calibration is not None
     with progress_bar(quiet) as advance:
         points = verbs.tradeoff(
@@ -141,6 +143,7 @@ def evaluate(
     limit: Limit = None,
     batch: Annotated[int, typer.Option(help="Samples per run.", min=1)] = 16,
     values: Values = False,
+    mirror: Mirror = True,
     channel_order: ChannelOrder = None,
     mean: Mean = None,
     scale: Scale = None,

@@ -59,6 +59,9 @@ Labels = Annotated[
 Values = Annotated[
     bool, typer.Option("--values", help="Outputs (N, K) are numbers, not the scores of K classes.")
 ]
+Mirror = Annotated[
+    bool, typer.Option(help="Show images with left and right exchanged, too; not for text and the like.")
+]
 ChannelOrder = Annotated[
     str | None,
     typer.Option(
@@ -100,7 +103,7 @@ Method = Annotated[
 Layers = Annotated[bool, typer.Option("--layers", help="Print a row per layer as well.")]
 Threads = Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 takes all cores.", min=0, max=256)]
 
-OF_DATA = ("limit", "stats", "labels", "values", "channel_order", "mean", "scale", "resize", "crop")
+OF_DATA = ("limit", "stats", "labels", "values", "mirror", "channel_order", "mean", "scale", "resize", "crop")
 """Options that say how data are read and used."""
 
 
@@ -159,6 +162,7 @@ def calibration_of(
     stats: Path | None,
     labels: bool = False,
     values: bool = False,
+    mirror: bool = True,
 ) -> Calibration | None:
     """The data that the options name; None where they name none."""
     if data is None:
@@ -166,7 +170,7 @@ def calibration_of(
         return None
     if stats is not None:
         check_output(stats)
-    return Calibration(data, preprocessing, limit, stats, labels, values)
+    return Calibration(data, preprocessing, limit, stats, labels, values, mirror)
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from onnxcompress.cli.options import (
     Debug,
     Json,
     Mean,
+    Mirror,
     Model,
     Output,
     Quiet,
@@ -91,7 +92,7 @@ def finetune(
         float, typer.Option(help="Share of the teacher where there are labels too, in (0, 1).")
     ] = 0.5,
     random_crop: Annotated[bool, typer.Option(help="Take images from anywhere, not from the centre.")] = True,
-    mirror: Annotated[bool, typer.Option(help="Mirror half of the images.")] = True,
+    mirror: Mirror = True,
     zoom: Annotated[float, typer.Option(help="Show images enlarged by up to this factor.", min=1)] = 1.0,
     seed: Annotated[int, typer.Option(help="Of order, crops and new weights.", min=0)] = 0,
     values: Values = False,

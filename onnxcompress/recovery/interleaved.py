@@ -29,6 +29,7 @@ def prune_and_train(
     skip: tuple[str, ...] = (),
     recipe: Recipe | None = None,
     preprocessing: prep.Preprocessing | None = None,
+    mirror: bool = True,
     progress: Progress | None = None,
 ) -> tuple[ir.Model, dict[str, list[int]], int]:
     """Score by Taylor expansion, remove some filters, train; until enough are gone.
@@ -47,6 +48,7 @@ def prune_and_train(
         skip: glob patterns of layer names that keep all their filters.
         recipe: of the training; a rate that is not given is found in the first round.
         preprocessing: the steps from image to array; None takes those that the network carries.
+        mirror: see `finetune`.
         progress: called with (what is done, steps done, steps in all).
 
     Returns:
@@ -68,6 +70,7 @@ def prune_and_train(
             labels=labels,
             steps=steps,
             recipe=plan,
+            mirror=mirror,
             preprocessing=preprocessing,
             progress=progress,
         )

@@ -36,6 +36,7 @@ def trained(
     plan: Plan,
     *,
     preprocessing: Preprocessing | None = None,
+    mirror: bool = True,
     progress: Progress | None = None,
 ) -> Finetuned:
     """Train after what the original's layers give; with labels, by these and by its class probabilities.
@@ -49,6 +50,7 @@ def trained(
         training: how.
         plan: that led from the original to the network.
         preprocessing: from image to array; None takes what the network carries.
+        mirror: see `finetune`.
         progress: called with (what is done, steps done, steps in all).
 
     Raises:
@@ -64,6 +66,7 @@ def trained(
         plan=plan if data.labels is None else None,
         epochs=training.epochs,
         recipe=for_network(training.recipe, network),
+        mirror=mirror,
         preprocessing=preprocessing,
         values=parts.choose.values,
         progress=progress,
