@@ -1,21 +1,23 @@
-"""How the cores are shared: layers side by side, and parts of a large product, each with one BLAS thread."""
+"""How the cores are shared: layers side by side, parts of a large product, the next batch beside this one."""
 
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 MOST = 8
 """Layers at a time: each may hold several matrices of the size of its inputs' covariance."""
 
-LARGE = 2**30
+LARGE = 2**29
 """Multiplications from which on a product is computed in parts, …"""
 
 PARTS = 8
@@ -24,7 +26,9 @@ PARTS = 8
 one_blas_thread = threadpool_limits.wrap(limits=1, user_api="blas")
 """Sums in the same order on any number of cores, for the same bytes; most matrices are too small for two."""
 
-_own = threading.local()
+_lock = threading.RLock()
+_taken = 0
+"""Cores that threads besides the first work on."""
 
 
 def cores() -> int:
@@ -33,21 +37,65 @@ def cores() -> int:
 
 
 def side_by_side(function: Callable[..., Result], first: Collection, *others: Iterable) -> Iterator[Result]:
-    """`map` in several threads: the results come in the order of the arguments.
+    """`map` in as many threads as there are free cores; the results come in the order of the arguments.
 
-    What the function itself does side by side gets the cores that are left for it.
+    A core is free again as soon as nothing is left to begin, for what the function itself does side by side.
     """
-    mine = getattr(_own, "cores", None) or cores()
-    workers = max(1, min(MOST, mine, len(first)))
-    if workers == 1:
+    left, more = len(first), _take(min(MOST, len(first)) - 1)
+    if not more:
         yield from map(function, first, *others)
         return
 
-    def begin() -> None:
-        _own.cores = mine // workers
+    def work(*arguments: Any) -> Result:
+        nonlocal left, more
+        try:
+            return function(*arguments)
+        finally:
+            with _lock:
+                left -= 1
+                if 0 < left <= more:
+                    more -= 1
+                    _give_back(1)
 
-    with ThreadPoolExecutor(workers, initializer=begin) as pool:
-        yield from pool.map(function, first, *others)
+    try:
+        with ThreadPoolExecutor(1 + more) as pool:
+            yield from pool.map(work, first, *others)
+    finally:
+        _give_back(more)
+
+
+def _take(wanted: int) -> int:
+    """Take as many cores as are wanted, or as are free besides the caller's own."""
+    global _taken
+    with _lock:
+        found = max(0, min(wanted, _free()))
+        _taken += found
+    return found
+
+
+def _free() -> int:
+    """Cores that nobody works on, where all threads that may do."""
+    return cores() - 1 - _taken
+
+
+def _give_back(count: int) -> None:
+    global _taken
+    with _lock:
+        _taken -= count
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """The items; while one is worked with, the next is computed in another thread."""
+    left = iter(items)
+
+    def one() -> list[Item]:
+        return list(islice(left, 1))
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(one)
+        while found := coming.result():
+            coming = pool.submit(one)
+            yield found[0]
 
 
 def product(a: NDArray, b: NDArray) -> NDArray:

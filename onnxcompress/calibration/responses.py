@@ -14,6 +14,7 @@ from onnxcompress.calibration.samples import Samples
 from onnxcompress.calibration.stages import DISK
 from onnxcompress.layers import FactorLayer
 from onnxcompress.progress import Steps
+from onnxcompress.threads import ahead
 
 
 class Responses:
@@ -70,7 +71,7 @@ class Responses:
         }
         self._batches = 0
         read = [layer.reads for layer in layers.values()]
-        for places, values in values_inside(self._model, read, self._samples):
+        for places, values in ahead(values_inside(self._model, read, self._samples)):
             for number, layer in layers.items():
                 count, seed = per_sample(layer, len(self._samples)), (number, self._batches)
                 y = patches(layer, values[layer.reads], count, seed) @ weights[number]

@@ -16,7 +16,7 @@ from onnxcompress.errors import InputError
 from onnxcompress.layers import FactorLayer
 from onnxcompress.model import check_output
 from onnxcompress.progress import Steps
-from onnxcompress.threads import gram
+from onnxcompress.threads import ahead, gram
 from onnxcompress.weights import weights_of
 
 Array = NDArray[np.float64]
@@ -114,7 +114,7 @@ def statistics(
     if not wanted:
         return {}
     found = {layer.name: Accumulator(bool(too_wide(layer))) for layer in wanted}
-    for places, values in values_inside(model, [layer.reads for layer in wanted], samples):
+    for places, values in ahead(values_inside(model, [layer.reads for layer in wanted], samples)):
         for number, layer in enumerate(wanted):
             count, seed = per_sample(layer, len(samples)), (number, int(places[0]))
             found[layer.name].add(patches(layer, values[layer.reads], count, seed))

@@ -33,7 +33,7 @@ from onnxcompress.plan import Ranks
 from onnxcompress.progress import Progress, counted, steps_of
 from onnxcompress.pruning.surgery import filters_gone
 from onnxcompress.shapes import concrete_shapes
-from onnxcompress.threads import gram, product, side_by_side
+from onnxcompress.threads import ahead, gram, product, side_by_side
 
 Array = NDArray[np.float64]
 
@@ -156,7 +156,7 @@ def _observed(
     found: dict[str, list[NDArray]] = {layer.name: [] for layer in members}
     count_fitted = dict.fromkeys(found, 0)
     seen = 0
-    for batch, values in enumerate(stages.before(stage, [layer.reads for layer in members])):
+    for batch, values in enumerate(ahead(stages.before(stage, [layer.reads for layer in members]))):
         places, rows = stages.batches[batch], stages.rows[batch]
         for layer in members:
             count = per_sample(before[layer.name], len(stages.samples))

@@ -2,14 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 
 from onnxcompress.errors import InputError
-from onnxcompress.threads import side_by_side
+from onnxcompress.threads import ahead, side_by_side
 from onnxcompress.training.losses import Loss
 from onnxcompress.training.optimizers import OPTIMIZERS, Arrays, Settings, clip, empty_state
 from onnxcompress.training.parameters import Multipliers
@@ -149,22 +148,18 @@ def train(
         own_rate = rate * factor.rate * state.units[name]
         update(weight, gradient, state.optimizer[name], own_rate, state.step, recipe.settings)
 
-    with ThreadPoolExecutor(1) as ahead:
-        batch = ahead.submit(batch_of, state.step)
-        while state.step < steps:
-            begun = time.perf_counter()
-            x, targets = batch.result()
-            if state.step + 1 < steps:
-                batch = ahead.submit(batch_of, state.step + 1)
-            value, gradients = averaged(loss, state.weights, x, targets)
-            if not np.isfinite(value) or not all(np.isfinite(g).all() for g in gradients.values()):
-                raise InputError(_diverged(state.step, value, base))
-            if recipe.clip_gradients is not None:
-                clip(gradients, recipe.clip_gradients)
-            rate = base * share(recipe.schedule, state.step, steps)
-            list(side_by_side(partial(change, rate), gradients, gradients.values()))
-            state.step += 1
-            yield Step(state.step, value, rate, time.perf_counter() - begun)
+    begun = time.perf_counter()
+    for x, targets in ahead(map(batch_of, range(state.step, steps))):
+        value, gradients = averaged(loss, state.weights, x, targets)
+        if not np.isfinite(value) or not all(np.isfinite(g).all() for g in gradients.values()):
+            raise InputError(_diverged(state.step, value, base))
+        if recipe.clip_gradients is not None:
+            clip(gradients, recipe.clip_gradients)
+        rate = base * share(recipe.schedule, state.step, steps)
+        list(side_by_side(partial(change, rate), gradients, gradients.values()))
+        state.step += 1
+        yield Step(state.step, value, rate, time.perf_counter() - begun)
+        begun = time.perf_counter()
 
 
 def _diverged(steps: int, loss: float, rate: float) -> str:
