@@ -210,7 +210,7 @@ def test_calibration_data_of_every_kind(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("seen", "ways"), [(3, 3), (15, 5), (3000, 8)])
+@pytest.mark.parametrize(("seen", "ways"), [(3, 3), (15, 5), (2000, 8)])
 def test_few_images_are_seen_in_more_ways(tmp_path, monkeypatch, seen, ways):
     monkeypatch.setattr("onnxcompress.calibration.samples.SEEN", seen)
     for number in range(3):

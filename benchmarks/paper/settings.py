@@ -28,7 +28,7 @@ class Settings:
             "ours, MACs": ("macs=0.12", "macs=0.08", "macs=0.2", "macs=0.35"),
         }
     )
-    steps: int = 400
+    steps: int = 300
     rounds: int = 5
     scored: int = 200
     calibration: int = 1000

@@ -31,7 +31,7 @@ ACTIVATIONS = 2**31
 VIEWS, MOST_VIEWS = 3, 8
 """Ways in which an image is seen: at least, and at most."""
 
-SEEN = 3000
+SEEN = 2000
 """Few images are seen in more ways, so that they are so many together."""
 
 
