@@ -13,7 +13,7 @@ from numpy.lib.npyio import NpzFile
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from onnxcompress.errors import InputError, one_line
-from onnxcompress.preprocessing import CHANNELS, Preprocessing, View, prepare
+from onnxcompress.preprocessing import CHANNELS, Preprocessing, View, resized, taken
 from onnxcompress.shapes import times
 
 IMAGE_SUFFIXES = frozenset(
@@ -155,7 +155,8 @@ def reader(
 ) -> Reader:
     """A function that reads samples by their indices, as the network takes them; see `batches`.
 
-    Its second argument, if given, is the view of each image; arrays have only one.
+    Its second argument, if given, is the view of each image; arrays have only one. An image whose views
+    follow each other is decoded once.
     """
     start = _array_reader if isinstance(data.samples, np.ndarray) else _image_reader
     return start(data, tuple(shape), np.dtype(dtype), preprocessing)
@@ -207,20 +208,25 @@ def _image_reader(
 
     def read(part: np.ndarray, views: Sequence[View] | None = None) -> np.ndarray:
         chosen = zip(part, views or [View()] * len(part), strict=True)
-        images = [_decode(data.samples[index], preprocessing, *size, view) for index, view in chosen]
+        images: list[np.ndarray] = []
+        for index, seen in itertools.groupby(chosen, key=lambda each: each[0]):
+            images += _decode(data.samples[index], preprocessing, *size, [view for _, view in seen])
         stacked = np.stack(images).astype(dtype)
         return np.ascontiguousarray(stacked.transpose(0, 2, 3, 1)) if last else stacked
 
     return read
 
 
-def _decode(file: Path, preprocessing: Preprocessing, height: int, width: int, view: View) -> np.ndarray:
+def _decode(
+    file: Path, preprocessing: Preprocessing, height: int, width: int, views: Sequence[View]
+) -> list[np.ndarray]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
-                return prepare(ImageOps.exif_transpose(image), preprocessing, height, width, view)
+                pixels = resized(ImageOps.exif_transpose(image), preprocessing)
+                return [taken(pixels, preprocessing, height, width, view) for view in views]
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):

@@ -129,29 +129,37 @@ def prepare(image: Image.Image, p: Preprocessing, height: int, width: int, view:
         InputError: when the image has more than 8 bits per channel, or the crop is not of the network's size
             or larger than the resized image.
     """
+    return taken(resized(image, p), p, height, width, view)
+
+
+def resized(image: Image.Image, p: Preprocessing) -> np.ndarray:
+    """The first half of `prepare`, which all views of an image share: float32 pixels, (H, W, channels)."""
     if image.mode.startswith(("I", "F")):
         raise InputError("more than 8 bits per channel; convert the image to 8 bits")
+    pixels = np.asarray(image.convert("L" if p.channel_order == "GRAY" else "RGB"), np.float32)
+    pixels = pixels.reshape(image.height, image.width, CHANNELS[p.channel_order])
+    return pixels if p.resize is None else _warp(pixels, *p.resize)
+
+
+def taken(pixels: np.ndarray, p: Preprocessing, height: int, width: int, view: View) -> np.ndarray:
+    """The second half of `prepare`: one view of what `resized` gave."""
     if p.crop is not None and p.crop != (height, width):
         raise InputError(
             f"preprocessing: crop is {p.crop[0]}×{p.crop[1]}, but the network takes {height}×{width}"
         )
-    pixels = np.asarray(image.convert("L" if p.channel_order == "GRAY" else "RGB"), np.float32)
-    pixels = pixels.reshape(image.height, image.width, CHANNELS[p.channel_order])
-    if p.resize is not None:
-        pixels = _warp(pixels, *p.resize)
-    taken = max(1, round(height / view.zoom)), max(1, round(width / view.zoom))
-    room = pixels.shape[0] - taken[0], pixels.shape[1] - taken[1]
+    size = max(1, round(height / view.zoom)), max(1, round(width / view.zoom))
+    room = pixels.shape[0] - size[0], pixels.shape[1] - size[1]
     if min(room) < 0:
         raise InputError(
-            f"preprocessing: cannot crop {taken[0]}×{taken[1]} from an image of "
+            f"preprocessing: cannot crop {size[0]}×{size[1]} from an image of "
             f"{pixels.shape[0]}×{pixels.shape[1]}; give a larger resize"
         )
     top, left = (
         free // 2 if at is None else min(free, int(at * (free + 1)))
         for at, free in zip((view.top, view.left), room, strict=True)
     )
-    pixels = pixels[top : top + taken[0], left : left + taken[1]]
-    if taken != (height, width):
+    pixels = pixels[top : top + size[0], left : left + size[1]]
+    if size != (height, width):
         pixels = _warp(pixels, height, width)
     if view.mirror:
         pixels = pixels[:, ::-1]

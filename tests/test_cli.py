@@ -130,9 +130,9 @@ def test_images_are_mirrored_neither_for_the_fit_nor_in_training_where_that_is_n
         Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
     seen = []
     monkeypatch.setattr(
-        "onnxcompress.data.prepare",
-        lambda image, steps, height, width, view: (
-            seen.append(view.mirror) or preprocessing.prepare(image, steps, height, width, view)
+        "onnxcompress.data.taken",
+        lambda pixels, steps, height, width, view: (
+            seen.append(view.mirror) or preprocessing.taken(pixels, steps, height, width, view)
         ),
     )
     options = (

@@ -269,21 +269,22 @@ def _on_disk(read: Reader, count: int, views: int, mirror: bool, progress: Steps
     random = np.random.default_rng(0)
     for start in range(0, count, BATCH):
         numbers = np.arange(start, min(start + BATCH, count))
-        seen = [read(numbers)]
-        for view in range(1, views):
-            places = random.random((len(numbers), 2)).tolist()
-            seen.append(read(numbers, [View(top, left, mirror and view % 2 == 1) for top, left in places]))
-        chunk = np.stack(seen, axis=1)
+        places = random.random((views - 1, len(numbers), 2)).swapaxes(0, 1).tolist()
+        seen = list[View]()
+        for crops in places:
+            seen.append(View())
+            seen += [View(top, left, mirror and i % 2 == 0) for i, (top, left) in enumerate(crops)]
+        chunk = read(np.repeat(numbers, views), seen)
         if array is None:
             with tempfile.TemporaryFile() as file:  # it goes when the array does
                 if hasattr(os, "posix_fallocate"):  # a full disk would kill the process later on
-                    os.posix_fallocate(file.fileno(), 0, count * chunk[0].nbytes)
-                array = np.memmap(file, chunk.dtype, "w+", shape=(count, *chunk.shape[1:]))
-        array[numbers] = chunk
+                    os.posix_fallocate(file.fileno(), 0, count * views * chunk[0].nbytes)
+                array = np.memmap(file, chunk.dtype, "w+", shape=(count * views, *chunk.shape[1:]))
+        array[start * views : start * views + len(chunk)] = chunk
         if progress is not None:
             progress(int(numbers[-1]) + 1, count)
     assert array is not None
-    return array.reshape(-1, *array.shape[2:])
+    return array
 
 
 def _check_finite(arrays: dict[str, np.ndarray]) -> None:
