@@ -85,7 +85,7 @@ def _give_back(count: int) -> None:
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:
-    """The items; while one is worked with, the next is computed in another thread."""
+    """The items; while one is worked with, the next is computed in another thread: both are in memory."""
     left = iter(items)
 
     def one() -> list[Item]:

@@ -120,9 +120,7 @@ def test_how_images_are_prepared_stays_with_the_result(run, folder):
     assert run("evaluate", "out.onnx", "--data", "images", "--reference", "model.onnx")[0] == 0
 
 
-def test_images_are_mirrored_neither_for_the_fit_nor_in_training_where_that_is_not_wanted(
-    run, folder, monkeypatch
-):
+def test_no_image_is_mirrored_where_that_is_not_wanted(run, folder, monkeypatch):
     (folder / "images").mkdir()
     random = np.random.default_rng(0)
     for number in range(20):
@@ -135,17 +133,8 @@ def test_images_are_mirrored_neither_for_the_fit_nor_in_training_where_that_is_n
             seen.append(view.mirror) or preprocessing.taken(pixels, steps, height, width, view)
         ),
     )
-    options = (
-        "--data",
-        "images",
-        "--channel-order",
-        "RGB",
-        "--target",
-        "macs=0.5",
-        "--finetune",
-        "--epochs",
-        "1",
-    )
+    data = ("--data", "images", "--channel-order", "RGB")
+    options = (*data, "--target", "macs=0.5", "--finetune", "--epochs", "1")
     assert run("compress", "model.onnx", "-o", "out.onnx", *options, "--no-mirror")[0] == 0
     without, seen[:] = list(seen), []
     assert run("compress", "model.onnx", "-o", "out.onnx", *options)[0] == 0

@@ -108,7 +108,7 @@ def statistics(
         progress: called with (samples done, samples in all).
 
     Returns:
-        by layer. Memory: Σ groups · d² numbers and one batch of activations, whatever the number of samples.
+        by layer. Memory: Σ groups · d² numbers and two batches of activations, however many samples.
     """
     wanted = [layer for layer in layers if not obstacle(layer)]
     if not wanted:
