@@ -87,6 +87,7 @@ def test_compress_apply_evaluate_bench(run, folder):
         ("prune --step 0.1", "--step: applies to --iterative"),
         ("prune --flops-weight 0.1", "--flops-weight: applies to Taylor"),
         ("decompose --limit 5", "--limit: says how --data are used"),
+        ("decompose --no-mirror", "decompose: --no-mirror: says how --data are used"),
         ("apply plan.yaml --mean 3", "--mean: says how --data are used"),
     ],
 )

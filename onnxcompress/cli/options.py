@@ -116,7 +116,9 @@ def refuse(context: typer.Context, names: Sequence[str], why: str) -> None:
     for parameter in context.command.params:
         source = context.get_parameter_source(str(parameter.name))
         if parameter.name in names and source is not None and source.name == "COMMANDLINE":
-            raise InputError(f"{parameter.opts[0]}: {why}")
+            given = context.params[str(parameter.name)]
+            spelled = parameter.secondary_opts if given is False else parameter.opts
+            raise InputError(f"{spelled[0]}: {why}")
 
 
 def preprocessing_of(
