@@ -348,6 +348,8 @@ def _by_the_paper(
     plan = Plan(going.filters, lrn_nodes(network), chain.ranks, going.kept | chain.kept)
     if training is None:
         return _noting(going, carry_out(original, network, plan, parts, progress))
+    if not chain.ranks:
+        return _noting(going, replace(first, plan=replace(plan, trained=first.plan.trained)))
     second = carry_out(original, pruned, Plan(decompose=chain.ranks), parts, progress)
     second = train(second, training, data, parts, progress, whole=plan)
     plan = replace(plan, trained=first.plan.trained | second.plan.trained)

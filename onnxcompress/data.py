@@ -89,11 +89,16 @@ def subset(data: Data, limit: int | None) -> Data:
     Raises:
         InputError: when the limit is not positive.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"the limit of {limit} samples leaves none; give at least 1")
+    check_limit(limit)
     if limit is None or limit >= len(data):
         return data
     return pick(data, spread(len(data), limit))
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise an InputError when a number of samples is not positive."""
+    if limit is not None and limit < 1:
+        raise InputError(f"the limit of {limit} samples leaves none; give at least 1")
 
 
 def spread(count: int, limit: int | None) -> np.ndarray:

@@ -173,6 +173,14 @@ def factor_layers(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> list[F
     ]
 
 
+def channel_axis(node: ir.Node, rank: int) -> int:
+    """Axis of the filters in what a layer gives, an array of so many axes: the rows of a product W·x."""
+    if node.op_type in CONVOLUTIONS:
+        return 1
+    mirrored = node.op_type == "MatMul" and weights_of(node.inputs[0]) is not None
+    return rank - 2 if mirrored else rank - 1
+
+
 def relu_after(node: ir.Node) -> ir.Node | None:
     """The Relu that alone reads a node's output."""
     readers = [reader for reader, _ in node.outputs[0].uses()]

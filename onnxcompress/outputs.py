@@ -8,7 +8,6 @@ import onnx_ir as ir
 from scipy import special
 
 from onnxcompress.errors import InputError
-from onnxcompress.names import Names
 from onnxcompress.shapes import concrete_shapes
 
 PASSING = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Dropout"})
@@ -79,21 +78,6 @@ def giving(model: ir.Model, names: Sequence[str]) -> ir.Model:
     result = model.clone()
     by_name = {value.name: value for node in result.graph for value in node.outputs}
     result.graph.outputs[:] = [by_name[name] for name in names]
-    return result
-
-
-def answers(model: ir.Model) -> ir.Model:
-    """The network with its class probabilities as its only output; one that has no class scores as it is."""
-    try:
-        result = scoring(model)
-    except InputError:
-        return model
-    names = Names(result.graph)
-    scores = result.graph.outputs[0]
-    node = ir.node("Softmax", [scores], {"axis": 1}, name=names.fresh("softmax"))
-    node.outputs[0].name, node.outputs[0].type = names.fresh("probabilities"), scores.type
-    result.graph.append(node)
-    result.graph.outputs[0] = node.outputs[0]
     return result
 
 

@@ -305,7 +305,7 @@ def layers_json(result: Compressed) -> list[dict[str, Any]]:
     return [
         {
             "name": layer.name,
-            "filters": layer.output_shape[-1 if layer.operator in ("Gemm", "MatMul") else 1],
+            "filters": layer.filters,
             "filters_removed": len(result.plan.prune.get(layer.name, [])),
             "ranks": decomposed[layer.name].entries() if layer.name in decomposed else None,
             "macs": layer.macs,

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread, Timer
@@ -212,6 +212,26 @@ def run(
         raise InputError(f"ONNX Runtime cannot run the network: {_said(error)}") from None
     finally:
         timer.cancel()
+
+
+def runs(runnable: Runnable, x: np.ndarray) -> Iterator[tuple[int, int, list[np.ndarray]]]:
+    """Run a network with one input on samples, as many at a time as it fixes, the last ones filled up.
+
+    Yields how many samples a run is of, how many rows it was fed, and the outputs for all of these.
+    """
+    (value,) = runnable.get_inputs()
+    rows = value.shape[0] if isinstance(value.shape[0], int) else len(x)
+    for start in range(0, len(x), rows):
+        part = x[start : start + rows]
+        filled = np.concatenate([part, np.repeat(part[-1:], rows - len(part), axis=0)])
+        yield len(part), rows, run(runnable, {value.name: filled})
+
+
+def own(value: np.ndarray, count: int, rows: int) -> np.ndarray:
+    """Of a value computed from so many rows, what belongs to the first of them."""
+    if count == rows or not value.ndim or len(value) % rows:
+        return value
+    return value[: len(value) // rows * count]
 
 
 def check_runs(runnable: Runnable, feeds: Mapping[str, np.ndarray], seconds: float) -> None:

@@ -63,7 +63,7 @@ def test_patches_times_weights_are_the_layer_s_output(model: ir.Model):
     for layer in fitted_layers(factor_layers(model, concrete_shapes(model))):
         names = [layer.reads, str(layer.node.outputs[0].name)]
         x, y = run(session(revealing(model, names)), feeds)
-        found = patches(layer, x, ALL, (0,)).astype(np.float64)
+        found = patches(layer, x, len(x), ALL, (0,)).astype(np.float64)
         weight = layer.weight.reshape(layer.groups, layer.sides[0], -1)
         response = (found @ weight.swapaxes(1, 2)).transpose(1, 0, 2).reshape(found.shape[1], -1)
         response += 0 if layer.bias is None else layer.bias
@@ -83,7 +83,7 @@ def test_statistics_are_those_of_all_patches_at_once(monkeypatch):
     x = given_samples.arrays["x"]
     (a,) = run(session(revealing(model, [layers[1].reads])), {"x": x})
     for layer, value in ((layers[0], x), (layers[1], a)):
-        everything = patches(layer, value, ALL, (0,))[0].astype(np.float64)
+        everything = patches(layer, value, len(value), ALL, (0,))[0].astype(np.float64)
         moments = found[layer.name]
         assert moments.count == len(everything)
         np.testing.assert_allclose(moments.mean[0], everything.mean(axis=0), atol=1e-5)
@@ -151,6 +151,37 @@ def test_statistics_are_kept_and_belong_to_one_network(tmp_path):
             kept_statistics(path, model, layers, samples())
 
 
+def test_statistics_belong_to_the_views_that_were_seen(tmp_path):
+    model, path = chain(), tmp_path / "stats.npz"
+    layers = factor_layers(model, concrete_shapes(model))
+    seen = Samples(samples().arrays, np.arange(40), views=2)
+    kept_statistics(path, model, layers, seen)
+    mirrored = Samples({"x": seen.arrays["x"].copy()}, seen.chosen, views=2)
+    mirrored.arrays["x"][1::2] = mirrored.arrays["x"][1::2, ..., ::-1]
+    with pytest.raises(InputError, match="other data"):
+        kept_statistics(path, model, layers, mirrored)
+
+
+@pytest.mark.parametrize("operator", ["MatMul", "Conv"])
+def test_patches_are_of_each_sample_where_it_has_several_entries(operator):
+    """Four windows of every sample, folded into the first dimension; in each all numbers are the sample's."""
+    shape, weight = ((12, 6, 2), (2, 3)) if operator == "MatMul" else ((12, 2, 3, 2), (3, 2, 1, 1))
+    sizes = ", ".join(map(str, shape[1:]))
+    model = network(
+        f"""g (float[N, 48] x) => (float[M, {sizes.replace("2", "P", 1)}] y) {{
+            s = Constant <value_ints = [-1, {sizes}]> () a = Reshape(x, s) y = {operator}(a, w)
+        }}""",
+        {"w": np.ones(weight, np.float32)},
+    )
+    (layer,) = factor_layers(model, concrete_shapes(model))
+    x = np.repeat(np.arange(3, dtype=np.float32), 4 * 12).reshape(shape)
+    found = patches(layer, x, 3, 5, (0,))
+    np.testing.assert_array_equal(found[0, :, 0], np.repeat([0, 1, 2], 5))
+    everything = patches(layer, np.random.default_rng(0).random(shape, np.float32), 3, ALL, (0,))
+    assert everything.shape == (1, 72, 2)
+    assert len(np.unique(everything)) == 144
+
+
 def test_parts_share_no_sample_and_are_spread_over_the_data():
     parts = split(samples(100))
     numbers = [set(part.chosen.tolist()) for part in (parts.fit, parts.choose, parts.report)]
@@ -195,6 +226,8 @@ def test_calibration_data_of_every_kind(tmp_path):
     for source in (tmp_path / "x.npy", tmp_path / "named.npz", [{"x": x[:5]}, {"x": x[5:]}]):
         np.testing.assert_array_equal(read_samples(model, source).arrays["x"], x)
     assert len(read_samples(model, tmp_path / "x.npy", limit=7)) == 7
+    with pytest.raises(InputError, match="leaves none"):
+        read_samples(model, [{"x": x}], limit=0)
     np.savez(tmp_path / "labelled.npz", x=x, y=np.arange(12))
     labels = read_samples(model, tmp_path / "labelled.npz").data.labels
     np.testing.assert_array_equal(labels, np.arange(12))

@@ -9,7 +9,7 @@ from onnxcompress.errors import InputError
 from onnxcompress.measure.accuracy import evaluate
 from onnxcompress.measure.closeness import closeness
 from onnxcompress.measure.damage import Damage
-from onnxcompress.outputs import answers, judged, scores_of
+from onnxcompress.outputs import judged, scores_of
 from tests.onnx_text import network
 
 RANDOM = np.random.default_rng(0)
@@ -74,12 +74,6 @@ def test_a_softmax_counts_where_it_is_over_the_classes(axis, before):
         }}"""
     )
     assert scores_of(model).name == before
-
-
-def test_answers_have_the_type_of_the_scores():
-    model = network("g (float16[n, 6] x) => (float16[n, 6] y) { y = Relu(x) }")
-    (output,) = answers(model).graph.outputs
-    assert output.dtype == model.graph.inputs[0].dtype
 
 
 def test_what_is_no_tensor_is_left_out():

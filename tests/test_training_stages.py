@@ -49,6 +49,19 @@ def test_by_the_papers_method_both_stages_are_trained(model, data):
     assert set(result.plan.trained) == {"pruned", "decomposed"}
 
 
+def test_where_no_layer_is_factored_the_pruned_network_is_reported_on(model, data):
+    result = oc.compress(
+        model,
+        ratio=0.3,
+        rank="fraction:0.5",
+        skip=["conv*", "fc"],
+        training=oc.Training(2, RECIPE),
+        data=oc.Calibration(data),
+    )
+    assert not result.plan.decompose
+    assert result.fitted.closeness.damage > 0
+
+
 def test_the_same_again(model, data):
     def compressed():
         return oc.compress(

@@ -70,7 +70,7 @@ def experiment(task: tasks.Task, settings: Settings, folder: Path) -> None:
         return {"task": task.name, "arm": arm, "setting": setting, "seed": seed, **others}
 
     def describe() -> dict[str, Any]:
-        filters = {layer.name: layer.output_shape[1] for layer in oc.cost(task.model).layers}
+        filters = {layer.name: layer.filters for layer in oc.cost(task.model).layers}
         others = {"classes": classes, "steps": settings.steps, "filters": filters}
         return facts("", "", 0, removed={}, ranks={}, **others, **measured(task, whole, whole))
 

@@ -6,9 +6,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcompress.calibration.samples import Samples, fed, own
+from onnxcompress.calibration.samples import Samples, fed
 from onnxcompress.lrn import lrn_nodes, rewrite_lrn
-from onnxcompress.runtime import run, session
+from onnxcompress.runtime import own, run, session
 
 
 def values_inside(
@@ -23,7 +23,7 @@ def values_inside(
     for places, feeds in fed(samples, runnable):
         rows = len(next(iter(feeds.values())))
         found = zip(wanted, run(runnable, feeds), strict=True)
-        yield places, {name: own(value, places, rows) for name, value in found}
+        yield places, {name: own(value, len(places), rows) for name, value in found}
 
 
 def revealing(model: ir.Model, names: list[str]) -> ir.Model:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcompress.layers import CONVOLUTIONS, FactorLayer, sharing
+from onnxcompress.layers import CONVOLUTIONS, PRODUCTS, FactorLayer, sharing
 
 WIDEST = 9216
 """Inputs of one filter beyond which second moments are not kept: 324 MB of them."""
@@ -56,36 +56,49 @@ def per_sample(layer: FactorLayer, samples: int) -> int:
     return min(wanted, layer.output_size)
 
 
-def patches(layer: FactorLayer, x: NDArray, count: int, seed: tuple[int, ...]) -> NDArray[np.float32]:
+def patches(
+    layer: FactorLayer, x: NDArray, samples: int, count: int, seed: tuple[int, ...]
+) -> NDArray[np.float32]:
     """Patches at random positions of a layer's output; the same positions for the same seed and sizes.
 
     Args:
         layer: one without `obstacle`.
-        x: its input, (batch, C, *size) of a convolution, (…, C) of a product.
-        count: patches per entry of the batch.
+        x: its input, (…, C, *size) of a convolution, (…, C) of a product. A sample may have several entries
+            of the first dimension: windows of an image, frames.
+        samples: whose input it is, one after the other.
+        count: patches of each sample.
         seed: any integers.
 
     Returns:
-        shape (groups, patches, C / groups · kernel): of all groups at the same positions.
+        shape (groups, patches, C / groups · kernel): of all groups at the same positions, those of one sample
+        after those of the other.
     """
     random = np.random.default_rng(seed)
-    if layer.node.op_type not in CONVOLUTIONS:
-        rows = x.reshape(-1, x.shape[-1])
-        chosen = np.sort(random.choice(len(rows), min(len(rows), len(x) * count), replace=False))
-        return np.asarray(rows[chosen], np.float32)[None]
+    if x.size // x.shape[-1] % samples if layer.node.op_type in PRODUCTS else len(x) % samples:
+        samples, count = 1, samples * count  # they are not apart
+
+    def drawn(positions: int) -> NDArray[np.int64]:
+        each = [
+            random.permutation(positions)[:count] if count < positions else np.arange(positions)
+            for _ in range(samples)
+        ]
+        return np.stack(each)
+
+    if layer.node.op_type in PRODUCTS:
+        rows = x.reshape(samples, -1, x.shape[-1])
+        chosen = np.take_along_axis(rows, drawn(rows.shape[1])[..., None], axis=1)
+        return np.asarray(chosen, np.float32).reshape(1, -1, x.shape[-1])
     size, kernel = x.shape[2:], layer.shape[2:]
     window = _Window(layer.node, size, kernel)
-    positions = math.prod(window.output)
-    flat = np.stack(
-        [random.permutation(positions)[:count] if count < positions else np.arange(positions) for _ in x]
-    )
-    index = window.inputs(flat)
-    padded = np.zeros((*x.shape[:2], math.prod(size) + 1), np.float32)
-    padded[..., :-1] = x.reshape(*x.shape[:2], -1)
-    # (C, patches of one image, kernel) of every image
-    found = np.stack([image[:, at] for image, at in zip(padded, index, strict=True)], axis=1)
-    channels = x.shape[1] // layer.groups
-    grouped = found.reshape(layer.groups, channels, -1, index.shape[-1]).transpose(0, 2, 1, 3)
+    places, entries, channels = math.prod(window.output), len(x) // samples, x.shape[1]
+    entry, flat = np.divmod(drawn(entries * places), places)
+    padded = np.zeros((len(x), channels, math.prod(size) + 1), np.float32)
+    padded[..., :-1] = x.reshape(len(x), channels, -1)
+    index = window.inputs(flat) + entry[..., None] * padded.shape[-1]
+    padded = padded.reshape(samples, entries, channels, -1).swapaxes(1, 2).reshape(samples, channels, -1)
+    # (C, patches of one sample, kernel) of every sample
+    found = np.stack([sample[:, at] for sample, at in zip(padded, index, strict=True)], axis=1)
+    grouped = found.reshape(layer.groups, channels // layer.groups, -1, index.shape[-1]).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(grouped).reshape(layer.groups, grouped.shape[1], -1)
 
 

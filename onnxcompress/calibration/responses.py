@@ -74,7 +74,7 @@ class Responses:
         for places, values in ahead(values_inside(self._model, read, self._samples)):
             for number, layer in layers.items():
                 count, seed = per_sample(layer, len(self._samples)), (number, self._batches)
-                y = patches(layer, values[layer.reads], count, seed) @ weights[number]
+                y = patches(layer, values[layer.reads], len(places), count, seed) @ weights[number]
                 if (bias := layer.bias) is not None:
                     y += bias.reshape(layer.groups, 1, -1).astype(np.float32)
                 with self._file(number).open("ab") as file:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
-from onnxcompress.data import Data, Reader, open_data, pick, reader, spread, subset
+from onnxcompress.data import Data, Reader, check_limit, open_data, pick, reader, spread, subset
 from onnxcompress.errors import InputError, one_line
 from onnxcompress.preprocessing import Preprocessing, View, from_metadata
 from onnxcompress.progress import Steps
@@ -143,6 +143,7 @@ def read_samples(
     Raises:
         InputError: when the data cannot be read or does not fit the network.
     """
+    check_limit(limit)
     runnable = session(model)
     inputs = {value.name: value for value in runnable.get_inputs()}
     views, data = 1, None
@@ -224,13 +225,6 @@ def fed(samples: Samples, runnable: Runnable) -> Iterator[tuple[NDArray[np.int64
     """The batches' places, see `batched`, and their feeds."""
     for places, rows in batched(samples, runnable):
         yield places, {name: np.ascontiguousarray(array[rows]) for name, array in samples.arrays.items()}
-
-
-def own(value: np.ndarray, places: NDArray[np.int64], rows: int) -> np.ndarray:
-    """Of a value computed from a batch of so many rows, what belongs to its samples, not to the filling."""
-    if len(places) == rows or not value.ndim or len(value) % rows:
-        return value
-    return value[: len(value) // rows * len(places)]
 
 
 def _named_arrays(path: Path, names: set[str]) -> dict[str, np.ndarray] | None:

@@ -117,7 +117,7 @@ def statistics(
     for places, values in ahead(values_inside(model, [layer.reads for layer in wanted], samples)):
         for number, layer in enumerate(wanted):
             count, seed = per_sample(layer, len(samples)), (number, int(places[0]))
-            found[layer.name].add(patches(layer, values[layer.reads], count, seed))
+            found[layer.name].add(patches(layer, values[layer.reads], len(places), count, seed))
         if progress is not None:
             progress(int(places[-1]) + 1, len(samples))
     return {name: accumulator.moments() for name, accumulator in found.items()}
@@ -177,6 +177,6 @@ def _key(model: ir.Model, samples: Samples) -> str:
                 digest.update(np.ascontiguousarray(array).tobytes())
     for name, array in samples.arrays.items():
         digest.update(name.encode())
-        for number in samples.chosen[:: samples.views]:
+        for number in samples.chosen:
             digest.update(np.ascontiguousarray(array[number]).tobytes())
     return f"{digest.hexdigest()} {len(samples)}"

@@ -13,7 +13,7 @@ from onnxcompress.measure.damage import VARYING, Damage, log_probabilities
 from onnxcompress.outputs import are_scores, judged
 from onnxcompress.preprocessing import Preprocessing, from_metadata
 from onnxcompress.progress import Steps
-from onnxcompress.runtime import DTYPES, run, session
+from onnxcompress.runtime import DTYPES, runs, session
 from onnxcompress.shapes import times
 
 TOP = 5
@@ -25,7 +25,7 @@ class Accuracy:
 
     Attributes:
         n: samples evaluated.
-        nonfinite: samples for which the network's output holds NaN or infinite values.
+        nonfinite: samples for which the network's outputs hold NaN or infinite values.
         top1: fraction whose best class is the label; None without labels, as the next two.
         top1_error: standard error of `top1`.
         top5: fraction whose five best classes hold the label; None also for fewer than 5 classes.
@@ -37,7 +37,8 @@ class Accuracy:
         cosine: mean over samples of the cosine between the two outputs; None without reference. Like the
             next, over the samples with finite outputs only, and NaN when there are none.
         relative_l2: ‖y − y_ref‖ / ‖y_ref‖ over the whole set; None without reference.
-        damage: mean of `damage.Damage`, as the two before; of class scores the divergence of probabilities.
+        damage: mean of `damage.Damage` of all outputs, where both networks have the same, else of those that
+            are compared; as the two before.
     """
 
     n: int
@@ -107,15 +108,20 @@ def evaluate(
         preprocessing=preprocessing,
         batch=batch,
     ):
-        y, are_scores = _outputs(tested, x, values)
-        _check_labels(data, y.shape[1] if are_scores else None)
-        target = None if other is None else _outputs(other, x, values)[0]
-        if target is not None:
+        outputs = _outputs(tested, x)
+        y, classes = _answers(outputs, values)
+        _check_labels(data, classes)
+        target = None
+        if other is not None:
+            others = _outputs(other, x)
+            target, _ = _answers(others, values)
             _check_reference(data, y, target)
-        found.append(_measured(y, target, labels, are_scores))
-        finite = found[-1].finite
-        if target is not None and finite.any():
-            damage.add(*([z[finite] if are_scores else z[finite, None]] for z in (target, y)))
+            if [z.shape for z in outputs] != [z.shape for z in others]:  # heads for training, perhaps
+                outputs, others = ([z if classes else z[:, None]] for z in (y, target))
+        finite = np.all([np.isfinite(z).reshape(len(x), -1).all(axis=1) for z in outputs], axis=0)
+        found.append(_measured(y, target, labels, finite, classes is not None))
+        if other is not None and finite.any():
+            damage.add(*([z[finite] for z in each] for each in (others, outputs)))
         done += len(x)
         if progress is not None:
             progress(done, len(data))
@@ -142,9 +148,12 @@ class _Measured:
 
 
 def _measured(
-    y: np.ndarray, target: np.ndarray | None, labels: np.ndarray | None, are_scores: bool
+    y: np.ndarray,
+    target: np.ndarray | None,
+    labels: np.ndarray | None,
+    finite: np.ndarray,
+    are_scores: bool,
 ) -> _Measured:
-    finite = np.isfinite(y).all(axis=1)
     surprises = None
     if labels is not None and finite.any():
         likely = log_probabilities(y[finite])
@@ -212,26 +221,26 @@ def _take_the_same(one: ort.NodeArg, other: ort.NodeArg) -> bool:
     return len(one.shape) == len(other.shape) and all(a == b for a, b in fixed)
 
 
-def _outputs(runnable: ort.InferenceSession, x: np.ndarray, values: bool) -> tuple[np.ndarray, bool]:
-    """Class scores, float64, (N, classes), and True; else all outputs flattened to (N, …), and False."""
-    value = _only_input(runnable)
-    fixed = value.shape[0]
-    size = fixed if isinstance(fixed, int) else len(x)
-    runs = []
-    for start in range(0, len(x), size):
-        part = x[start : start + size]
-        padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-        outputs = judged(run(runnable, {value.name: padded}))
-        runs.append([y[: len(part)] for y in outputs if y.ndim and len(y) == size])
-    if len({tuple(y.shape[1:] for y in each) for each in runs}) > 1:
+def _outputs(runnable: ort.InferenceSession, x: np.ndarray) -> list[np.ndarray]:
+    """Those with one entry per sample, (N, …), float64."""
+    found = [
+        [y[:count] for y in judged(values) if y.ndim and len(y) == rows]
+        for count, rows, values in runs(runnable, x)
+    ]
+    if len({tuple(y.shape[1:] for y in each) for each in found}) > 1:
         raise InputError(VARYING)
-    outputs = [np.concatenate(ys).astype(np.float64) for ys in zip(*runs, strict=True)]
+    outputs = [np.concatenate(ys).astype(np.float64) for ys in zip(*found, strict=True)]
     if not outputs:
         raise InputError("no output of the network has one entry per sample: nothing can be evaluated")
+    return outputs
+
+
+def _answers(outputs: list[np.ndarray], values: bool) -> tuple[np.ndarray, int | None]:
+    """Class scores, (N, classes), and their number; else all outputs flattened to (N, …), and None."""
     for y in outputs if not values else []:
         if are_scores(y.shape):
-            return y.reshape(len(x), -1), True
-    return np.concatenate([y.reshape(len(x), -1) for y in outputs], axis=1), False
+            return y.reshape(len(y), -1), y.shape[1]
+    return np.concatenate([y.reshape(len(y), -1) for y in outputs], axis=1), None
 
 
 def _check_labels(data: Data, classes: int | None) -> None:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxcompress.calibration.samples import Samples, fed, own
+from onnxcompress.calibration.samples import Samples, fed
 from onnxcompress.measure.damage import Damage
 from onnxcompress.outputs import are_scores, judged
-from onnxcompress.runtime import run, session
+from onnxcompress.runtime import own, run, session
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def closeness(original: ir.Model, network: ir.Model, samples: Samples) -> Closen
     damage, same, best = Damage(samples.values), [], set[int]()
     for places, feeds in fed(samples, first):
         a, b = (
-            [own(y, places, len(next(iter(feeds.values())))) for y in judged(run(runnable, feeds))]
+            [own(y, len(places), len(next(iter(feeds.values())))) for y in judged(run(runnable, feeds))]
             for runnable in (first, second)
         )
         damage.add(a, b)

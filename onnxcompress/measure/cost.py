@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from onnxcompress.layers import CONVOLUTIONS, PRODUCTS, channel_axis
 from onnxcompress.model import load
 from onnxcompress.shapes import concrete_shapes
 
@@ -23,6 +24,7 @@ class LayerCost:
         weight_shape: of its first weight tensor.
         params: elements of its weights; weights shared by several nodes count at the first.
         macs: multiply–accumulate operations for one sample.
+        filters: channels that a convolution or product gives; 0 of other operators.
     """
 
     name: str
@@ -32,6 +34,7 @@ class LayerCost:
     weight_shape: Shape
     params: int
     macs: int
+    filters: int
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def cost(model: ir.Model | str | Path) -> Cost:
                 weight_shape=_shape(weights[0], shapes) if weights else (),
                 params=params,
                 macs=macs,
+                filters=_filters(node, shapes),
             )
         )
     return Cost(tuple(layers))
@@ -95,11 +99,18 @@ def _macs(node: ir.Node, shapes: dict[str, Shape]) -> int:
         return size(node.outputs[0]) * math.prod(_shape(node.inputs[1], shapes)[1:])
     if node.op_type == "ConvTranspose":
         return size(node.inputs[0]) * math.prod(_shape(node.inputs[1], shapes)[1:])
-    if node.op_type in ("Gemm", "MatMul"):
+    if node.op_type in PRODUCTS:
         axis = 0 if node.attributes.get_int("transA", 0) else -1
         inner = _shape(node.inputs[0], shapes)[axis:][:1]
         return size(node.outputs[0]) * math.prod(inner)
     return 0
+
+
+def _filters(node: ir.Node, shapes: dict[str, Shape]) -> int:
+    shape = _shape(node.outputs[0], shapes)
+    if node.op_type not in CONVOLUTIONS + PRODUCTS:
+        return 0
+    return next(iter(shape[channel_axis(node, len(shape)) :]), 0)
 
 
 def _shape(value: ir.Value | None, shapes: dict[str, Shape]) -> Shape:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.calibration.patches import fitted_layers
-from onnxcompress.calibration.samples import Parts, own
+from onnxcompress.calibration.samples import Parts
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.calibration.statistics import Moments, statistics
 from onnxcompress.data import spread
@@ -31,6 +31,7 @@ from onnxcompress.plan import Ranks
 from onnxcompress.progress import Steps
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.channels import ChannelGraph
+from onnxcompress.runtime import own
 from onnxcompress.shapes import concrete_shapes
 from onnxcompress.siblings import joined, members
 
@@ -206,6 +207,6 @@ def _outputs(stages: Stages, names: Sequence[str]) -> list[list[np.ndarray]]:
     """Batch by batch, what the network gives for the samples."""
     batches = zip(stages.rest(names), stages.batches, stages.rows, strict=True)
     return [
-        [own(y, places, rows) for y in judged([values[name] for name in names])]
+        [own(y, len(places), rows) for y in judged([values[name] for name in names])]
         for values, places, rows in batches
     ]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnxcompress.calibration.statistics import Moments
 from onnxcompress.layers import FactorLayer
 from onnxcompress.pruning.channels import ChannelGraph
-from onnxcompress.pruning.elimination import clusters, eliminate, readers, unseen
+from onnxcompress.pruning.elimination import clusters, eliminate, has_covariance, readers, unseen
 from onnxcompress.pruning.importance import set_scores
 
 Array = NDArray[np.float64]
@@ -49,11 +49,12 @@ def reconstruction(
 ) -> Array:
     """What the readers' responses have lost of their variance when a channel goes (see `elimination`)."""
     variance = {
-        layer.name: float(
-            np.sum([np.sum((w @ g) * w) for w, g in zip(_weights(layer), m.covariance, strict=True)])
+        layer.name: sum(
+            float(np.sum((w @ g) * w))
+            for w, g in zip(_weights(layer), moments[layer.name].covariance, strict=True)
         )
         for layer in layers
-        if (m := moments.get(layer.name)) is not None
+        if has_covariance(layer, moments)
     }
     reading = readers(graph, layers, moments, {name: 1 / v for name, v in variance.items() if v > 0})
     scores = np.full(int(graph.set_of.max(initial=-1)) + 1, np.nan)

@@ -82,7 +82,7 @@ def readers(
     found = []
     for layer in layers:
         entry = axes.get((layer.node, layer.weights, 0 if layer.mirrored else 1)) if layer.shape else None
-        if entry is None or layer.kind == "depthwise" or not _known(layer, moments):
+        if entry is None or layer.kind == "depthwise" or not has_covariance(layer, moments):
             continue
         sets = graph.set_of[entry.atoms].reshape(layer.groups, layer.sides[1])
         sets = np.where(np.isin(sets, list(graph.locked)), -1, sets)
@@ -102,7 +102,7 @@ def unseen(
         layers: of it.
         moments: by layer.
     """
-    known = {layer.node for layer in layers if _known(layer, moments) or layer.kind == "depthwise"}
+    known = {layer.node for layer in layers if has_covariance(layer, moments) or layer.kind == "depthwise"}
     obstacles = {layer.node: obstacle(layer) or too_wide(layer) for layer in layers}
     own = {layer.node: layer.atoms for layer in graph.layers}
     found: dict[int, str] = {}
@@ -117,7 +117,7 @@ def unseen(
     return found
 
 
-def _known(layer: FactorLayer, moments: Mapping[str, Moments]) -> bool:
+def has_covariance(layer: FactorLayer, moments: Mapping[str, Moments]) -> bool:
     """Whether the covariance of what a layer reads is there."""
     return layer.name in moments and moments[layer.name].covariance.size > 0
 

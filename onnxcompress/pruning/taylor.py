@@ -15,7 +15,7 @@ from onnxcompress import preprocessing as prep
 from onnxcompress.data import Data, batches
 from onnxcompress.errors import InputError
 from onnxcompress.gradients.backward import back, graph_of, modern, record
-from onnxcompress.layers import CONVOLUTIONS
+from onnxcompress.layers import channel_axis
 from onnxcompress.lrn import sums_squares
 from onnxcompress.measure.cost import cost
 from onnxcompress.names import Names
@@ -25,7 +25,6 @@ from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.pruning.iterative import Score
 from onnxcompress.runtime import run, session
 from onnxcompress.shapes import concrete_shapes, taking
-from onnxcompress.weights import weights_of
 
 TAYLOR = "taylor"
 """Name of the criterion."""
@@ -159,9 +158,7 @@ def _gated(model: ir.Model, graph: ChannelGraph, samples: int) -> ort.InferenceS
         value = forward.values.get(outputs[layer.name])
         if value is not None and not sums_squares(layer.node):
             rank = len(tape.shape(value))
-            channel = 1 if layer.node.op_type in CONVOLUTIONS else rank - 1
-            if layer.node.op_type == "MatMul" and weights_of(layer.node.inputs[0]) is not None:
-                channel = rank - 2
+            channel = channel_axis(layer.node, rank)
             product = tape.mul(value, at(value))
             sums[layer.name] = tape.sum(product, [axis for axis in range(1, rank) if axis != channel])
     return session(graph_of(forward, [*forward.inputs, preference], sums))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from onnxcompress.calibration.patches import fitted_layers, patches, per_sample
 from onnxcompress.calibration.responses import Responses
-from onnxcompress.calibration.samples import Samples, own
+from onnxcompress.calibration.samples import Samples
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.data import spread
 from onnxcompress.errors import InputError
@@ -32,6 +32,7 @@ from onnxcompress.layers import FactorLayer, factor_layers, relu_after, set_weig
 from onnxcompress.plan import Ranks
 from onnxcompress.progress import Progress, counted, steps_of
 from onnxcompress.pruning.surgery import filters_gone
+from onnxcompress.runtime import own
 from onnxcompress.shapes import concrete_shapes
 from onnxcompress.threads import ahead, gram, product, side_by_side
 
@@ -160,8 +161,8 @@ def _observed(
         places, rows = stages.batches[batch], stages.rows[batch]
         for layer in members:
             count = per_sample(before[layer.name], len(stages.samples))
-            read = own(values[layer.reads], places, rows)
-            x = patches(layer, read, count, (number[layer.name], batch))
+            read = own(values[layer.reads], len(places), rows)
+            x = patches(layer, read, len(places), count, (number[layer.name], batch))
             found[layer.name].append(x)
             count_fitted[layer.name] += x.shape[1] * min(max(fitted - seen, 0), len(places)) // len(places)
         seen += len(places)

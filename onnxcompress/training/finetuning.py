@@ -14,7 +14,6 @@ from onnxcompress.errors import InputError, naming
 from onnxcompress.lrn import whole_bands
 from onnxcompress.measure.accuracy import Accuracy, evaluate
 from onnxcompress.model import files_of, load, simplify
-from onnxcompress.outputs import answers
 from onnxcompress.plan import Plan, read_plan
 from onnxcompress.progress import Progress, Steps, steps_of
 from onnxcompress.shapes import taking, times
@@ -384,18 +383,14 @@ def _validation(
         if data.labels is not None:
             return evaluate(tested, data, preprocessing=preprocessing, progress=progress)
         return evaluate(
-            given(tested),
+            tested,
             data,
-            reference=target,
+            reference=teacher,
             preprocessing=preprocessing,
             values=values,
             progress=progress,
         )
 
-    def given(model: ir.Model) -> ir.Model:
-        return model if values else answers(model)
-
-    target = None if teacher is None else given(teacher)
     return validate
 
 

@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
 from onnxcompress.gradients.backward import leading_to
-from onnxcompress.layers import CONVOLUTIONS, PRODUCTS, relu_after
+from onnxcompress.layers import CONVOLUTIONS, PRODUCTS, channel_axis, relu_after
 from onnxcompress.lrn import lrn_nodes, rewrite_lrn, sums_squares
 from onnxcompress.outputs import giving, scores_of, softmax
 from onnxcompress.pruning.surgery import filters_gone
-from onnxcompress.runtime import run, session
+from onnxcompress.runtime import own, runs, session
 from onnxcompress.shapes import concrete_shapes
 from onnxcompress.training.losses import Match, Term
 
 SAMPLES = 2
-"""For which shapes are compared: the first dimension must be theirs."""
+"""For which shapes are compared."""
 
 Targets = Callable[[np.ndarray], list[np.ndarray]]
 
@@ -157,7 +157,7 @@ def shared_responses(
         shape = theirs.get(name, ())
         if len(shape) < 2:
             continue
-        axis = 1 if node.op_type in CONVOLUTIONS else len(shape) - 1
+        axis = channel_axis(node, len(shape))
         kept = np.flatnonzero(~gone.get(node, np.zeros(shape[axis], bool)))
         count = ours.get(name, ())[axis : axis + 1]
         if len(kept) < shape[axis] and count and count[0] != len(kept):
@@ -176,16 +176,11 @@ def _classes(model: ir.Model) -> int:
 
 
 def _outputs(model: ir.Model, names: Sequence[str]) -> Targets:
-    """A function from samples to values of a network, each (N, …)."""
+    """A function from samples to values of a network."""
     runnable = session(rewrite_lrn(giving(model, names), lrn_nodes(model)))
-    (image,) = runnable.get_inputs()
-    fixed = image.shape[0] if isinstance(image.shape[0], int) else None
 
     def outputs(x: np.ndarray) -> list[np.ndarray]:
-        size = fixed or len(x)
-        filled = np.concatenate([x, np.repeat(x[-1:], -len(x) % size, axis=0)])
-        starts = range(0, len(filled), size)
-        runs = [run(runnable, {image.name: filled[at : at + size]}) for at in starts]
-        return [np.concatenate(parts)[: len(x)] for parts in zip(*runs, strict=True)]
+        found = [[own(y, count, rows) for y in values] for count, rows, values in runs(runnable, x)]
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
     return outputs

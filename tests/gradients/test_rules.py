@@ -245,6 +245,8 @@ def test_moving():
     check("Gather", [x], [np.array([[0, 0, 5], [2, 0, 2]])], axis=1)
     check("Gather", [x], [np.array(2)], axis=2)
     check("ReduceMean", [x], [np.array([1, -1])], keepdims=0)
+    for noop in (0, 1):
+        check("ReduceMean", [x], [np.zeros(0, np.int64)], noop_with_empty_axes=noop)
     check("ReduceSum", [x], [np.array([1])])
     check("ReduceL2", [x], [np.array([1, -1])], keepdims=0)
     check("ReduceMax", [distinct(2, 6, 5)], [np.array([1, -1])], keepdims=0)

@@ -146,10 +146,29 @@ def test_all_outputs_are_compared_where_none_is_of_classes():
     assert found.relative_l2 == pytest.approx(np.linalg.norm(y - target) / np.linalg.norm(target))
     cosines = (y * target).sum(1) / np.linalg.norm(y, axis=1) / np.linalg.norm(target, axis=1)
     assert found.cosine == pytest.approx(cosines.mean())
-    assert found.damage == pytest.approx(np.mean((y - target) ** 2) / target.var(), rel=1e-5)
+    halved = np.mean((0.5 * X) ** 2) / X.var()
+    assert found.damage == pytest.approx((halved + 0) / 2, rel=1e-5)
     assert found.agreement is None
     with pytest.raises(InputError, match="labelled"):
         evaluate(two_maps(1.0), data(X.reshape(-1, 2, 2)))
+
+
+def scores_and_boxes(factor: float) -> ir.Model:
+    return network(
+        f"""g (float[n, {FEATURES}] x) => (float[n, {CLASSES}] y, float[n, {FEATURES}, 1, 2] boxes) {{
+            y = MatMul(x, w) factor = Constant <value_float = {factor}> () a = Mul(x, factor)
+            axes = Constant <value_ints = [2, 3]> () b = Unsqueeze(a, axes)
+            boxes = Concat <axis = 3> (b, b)
+        }}""",
+        {"w": W},
+    )
+
+
+def test_damage_is_that_of_all_outputs_where_both_networks_have_them():
+    found = evaluate(scores_and_boxes(0.5), data(labels=None), reference=scores_and_boxes(1.0))
+    assert found.damage == pytest.approx(np.mean((0.5 * X) ** 2) / X.var() / 2, rel=1e-5)
+    assert found.agreement == found.cosine == 1
+    assert evaluate(linear(), data(labels=None), reference=scores_and_boxes(1.0)).damage == 0
 
 
 def test_nonfinite_outputs_count_as_wrong():

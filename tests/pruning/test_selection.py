@@ -6,6 +6,7 @@ import pytest
 
 import onnxcompress as oc
 from tests.networks import Builder
+from tests.onnx_text import network
 
 
 def graded(b: Builder) -> ir.Model:
@@ -114,3 +115,22 @@ def test_a_zero_filter_stays_where_a_bias_makes_a_constant_of_it():
     array[0] = 0
     bias.const_value = ir.tensor(array, name=bias.name)
     assert oc.prune(model, ratio=0.5).plan.prune == {"conv0": [0]}
+
+
+def test_a_product_too_wide_for_second_moments_leaves_the_others_to_be_scored(monkeypatch):
+    monkeypatch.setattr("onnxcompress.calibration.patches.WIDEST", 300)
+    random = np.random.default_rng(0)
+    model = network(
+        """g (float[N, 3, 8, 8] x) => (float[N, 5] y) {
+            a = Conv <pads = [1, 1, 1, 1]> (x, u) b = Relu(a) c = Conv <pads = [1, 1, 1, 1]> (b, v)
+            d = Relu(c) e = Flatten(d) y = Gemm(e, w)
+        }""",
+        {
+            "u": random.standard_normal((6, 3, 3, 3)).astype(np.float32),
+            "v": random.standard_normal((6, 6, 3, 3)).astype(np.float32),
+            "w": random.standard_normal((6 * 64, 5)).astype(np.float32),
+        },
+    )
+    x = random.standard_normal((20, 3, 8, 8)).astype(np.float32)
+    result = oc.prune(model, ratio=0.5, data=[{"x": x}])
+    assert [len(filters) for filters in result.plan.prune.values()] == [3, 3]

@@ -7,7 +7,7 @@ from onnx import numpy_helper, parser
 
 import onnxcompress as oc
 from onnxcompress.data import Data
-from onnxcompress.outputs import answers, scores_of
+from onnxcompress.outputs import scores_of
 from onnxcompress.runtime import run, session
 from onnxcompress.training.parameters import trainable
 from tests.onnx_text import network
@@ -117,14 +117,6 @@ def test_an_if_on_the_way_is_named():
 
 
 def test_names_that_are_taken():
-    text = "float[N,5] probabilities"
-    model = convolutional(text, more="probabilities = Softmax<axis=1>(y)")
-    (found,) = answers(model).graph.outputs
-    assert found.name not in ("probabilities", "")
-    x = data(3, 8, 8).samples
-    np.testing.assert_allclose(
-        run(session(answers(model)), {"x": x}), run(session(model), {"x": x}), rtol=1e-5
-    )
     plain = oc.prune(convolutional(), criterion="taylor", data=oc.Calibration(data(3, 8, 8))).plan
     renamed = convolutional().clone()
     renamed.graph.inputs[0].name = "preference"

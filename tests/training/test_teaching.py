@@ -10,6 +10,7 @@ from onnxcompress.training.losses import Loss
 from onnxcompress.training.parameters import current, trainable
 from onnxcompress.training.teaching import by_responses, shared_responses, where_it_errs
 from onnxcompress.training.trainer import Recipe
+from tests.onnx_text import network as written
 from tests.training.small import PROTOTXT, network, samples
 
 RECIPE = Recipe(rate=0.01, batch=16)
@@ -74,6 +75,34 @@ def test_gradients_are_the_slopes_of_the_loss(trained, compressed):
         ahead, _ = loss(weights | {name: weights[name] + step * direction}, x, targets)
         behind, _ = loss(weights | {name: weights[name] - step * direction}, x, targets)
         assert np.linalg.norm(gradient) == pytest.approx((ahead - behind) / (2 * step), rel=0.03)
+
+
+def test_rows_of_a_product_with_the_weights_in_front_are_its_filters():
+    random = np.random.default_rng(0)
+    model = written(
+        """g (float[N, 6, 9] x) => (float[N, 8, 9] z) { y = MatMul(w, x) z = MatMul(v, y) }""",
+        {
+            "w": random.standard_normal((10, 6)).astype(np.float32),
+            "v": random.standard_normal((8, 10)).astype(np.float32),
+        },
+    )
+    assert [(each.axis, len(each.kept)) for each in shared_responses(model, model, {})] == [(1, 10), (1, 8)]
+    assert [layer.filters for layer in oc.cost(model).layers] == [10, 8]
+
+
+@pytest.mark.parametrize("batch", ["N", "4"])
+def test_targets_of_layers_with_several_rows_of_each_sample(batch):
+    model = written(
+        f"""g (float[{batch}, 12] x) => (float[{batch}, 12] z) {{
+            s = Constant <value_ints = [-1, 4]> () t = Constant <value_ints = [-1, 12]> ()
+            a = Reshape(x, s) y = MatMul(a, w) z = Reshape(y, t)
+        }}""",
+        {"w": np.random.default_rng(0).standard_normal((4, 4)).astype(np.float32)},
+    )
+    x = np.random.default_rng(1).standard_normal((6, 12)).astype(np.float32)
+    (found,) = by_responses(model, shared_responses(model, model, {}), 1.0).targets(x)
+    (weight,) = (value.const_value.numpy() for name, value in model.graph.initializers.items() if name == "w")
+    np.testing.assert_allclose(found, x.reshape(18, 4) @ weight, atol=1e-5)
 
 
 def test_nothing_is_lost_where_nothing_was_changed(trained):

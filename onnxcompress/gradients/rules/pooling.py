@@ -166,12 +166,10 @@ def _kept(shape: Shape, axes: Sequence[int]) -> Shape:
 
 def _axes(node: ir.Node, inputs: Any, rank: int) -> list[int]:
     given = inputs[1] if len(inputs) > 1 else None
-    if "axes" in node.attributes:
-        axes = list(node.attributes["axes"].as_ints())
-    elif given is None:
-        axes = [] if node.attributes.get_int("noop_with_empty_axes", 0) else list(range(rank))
-    elif given.const_value is None:
-        raise NoGradientError("axes that are computed")
-    else:
+    axes = list(node.attributes.get_ints("axes", []))
+    if given is not None:
+        if given.const_value is None:
+            raise NoGradientError("axes that are computed")
         axes = given.const_value.numpy().tolist()
-    return [axis % rank for axis in axes]
+    nothing = node.attributes.get_int("noop_with_empty_axes", 0)
+    return [axis % rank for axis in (axes if axes or nothing else range(rank))]
