@@ -13,7 +13,7 @@ from rich.console import Console
 
 import onnxcompress as oc
 from onnxcompress import report
-from onnxcompress.plots import plot_bars
+from onnxcompress.plots import AFTER, finish, new_figure
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data" / "models"
@@ -66,13 +66,23 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(records)
     shown = [r for r in records if r["threads"] == 1 and r["batch"] == 1]
-    plot_bars(
+    draw(
         [f"{record['network']}: {record['stage']}" for record in shown],
         [float(str(record["ratio"])) for record in shown],
-        "time, relative to the original (1 thread, batch 1)",
         RESULTS / "latency.png",
     )
     console.print(f"written: {RESULTS / 'latency.csv'}, {RESULTS / 'latency.png'}")
+
+
+def draw(names: list[str], ratios: list[float], path: Path) -> None:
+    """One bar per network."""
+    figure, axes = new_figure(8, 0.34 * len(names) + 1.2)
+    bars = axes.barh(range(len(names)), ratios, color=AFTER)
+    axes.bar_label(bars, [f" {ratio:.2f}" for ratio in ratios], fontsize=8)
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlabel("time, relative to the original (1 thread, batch 1)")
+    finish(figure, path)
 
 
 def _networks(files: list[Path]) -> dict[str, ir.Model]:

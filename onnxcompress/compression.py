@@ -395,6 +395,7 @@ def _planner(
 ) -> Planner:
     network = prepared(original)
     moments = moments_on(network, data, parts, progress)
+    assert moments is not None
     check_skip(skip, [layer.name for layer in factor_layers(network, concrete_shapes(network))])
     found = survey(network, parts, moments, siblings(network, skip))
     return Planner(found, kind, rewrite=lrn_nodes(network), round_to=round_to, skip=skip, progress=progress)

@@ -67,9 +67,6 @@ class Plan:
     kept: dict[str, str] = field(default_factory=dict)
     trained: dict[str, str] = field(default_factory=dict)
 
-    def __bool__(self) -> bool:
-        return bool(self.prune or self.rewrite or self.decompose)
-
 
 def matches(layer: str, patterns: Sequence[str]) -> bool:
     """Whether a layer's name fits one of these glob patterns."""

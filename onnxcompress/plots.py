@@ -35,21 +35,6 @@ def plot_layers(result: Compressed, path: str | Path) -> None:
     finish(figure, path)
 
 
-def plot_bars(names: Sequence[str], values: Sequence[float], label: str, path: str | Path) -> None:
-    """Draw one bar per name, the first one as the reference.
-
-    Raises:
-        InputError: when Matplotlib is not installed.
-    """
-    figure, axes = new_figure(8, 0.34 * len(names) + 1.2)
-    bars = axes.barh(range(len(names)), values, color=AFTER)
-    axes.bar_label(bars, [f" {value:.2f}" for value in values], fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.set_xlabel(label)
-    finish(figure, path)
-
-
 def tradeoff(points: Sequence[Point], kind: str, path: str | Path) -> None:
     """Draw what is kept, measured on samples that nothing was fitted to, against the share of the cost.
 

@@ -3,7 +3,10 @@
 import numpy as np
 
 from onnxcompress.calibration.samples import Samples, split
+from onnxcompress.calibration.statistics import statistics
+from onnxcompress.layers import factor_layers
 from onnxcompress.planning.survey import PROBES, Change, measured_damage, survey
+from onnxcompress.shapes import concrete_shapes
 from tests.onnx_text import network
 
 
@@ -15,7 +18,8 @@ def test_damage_is_measured_on_samples_of_all_classes():
     )
     x = np.zeros((40 * PROBES, 1, 4, 4), np.float32)
     x[-8 * PROBES :] = np.random.default_rng(0).standard_normal((8 * PROBES, 1, 4, 4))
-    found = survey(model, split(Samples({"x": x}, np.arange(len(x)))))
+    parts = split(Samples({"x": x}, np.arange(len(x))))
+    found = survey(model, parts, statistics(model, factor_layers(model, concrete_shapes(model)), parts.fit))
     (layer,) = found.layers
     doubled = Change(layer, 2 * layer.weight, layer.bias)
     assert measured_damage(found, {"doubled": [doubled]})["doubled"] > 0

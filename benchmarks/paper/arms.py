@@ -1,4 +1,4 @@
-"""The four ways to compress: each from a task and a setting to a smaller network, with the same training.
+"""The ways to compress: each from a task and a setting to a smaller network, with the same training.
 
 Every network gets `Settings.steps` steps: by labels and after the uncompressed network, but for the rounds of
 iterative pruning, which go by labels alone. Only how it is compressed differs.

@@ -41,8 +41,8 @@ class Samples:
 
     Attributes:
         arrays: by the name of the input, (samples in all, …), most often on the disk.
-        chosen: rows of the arrays that belong to this part, ascending.
-        views: rows that show each sample; those of one sample follow each other.
+        chosen: rows of the arrays that belong to this part.
+        views: rows that show each sample, one after the other; 1 where samples and views are not told apart.
         origin: what the arrays were read from; None where they were given as such.
         batch: samples that the network is fed at a time, where it does not fix that.
         values: whether outputs that could be class scores, (n, classes), are none.

@@ -42,6 +42,7 @@ from onnxcompress.cli.options import (
     refuse,
 )
 from onnxcompress.cli.terminal import progress_bar
+from onnxcompress.pruning.activations import DATA_CRITERIA
 
 BY_THE_PAPER = ("ratio", "criterion", "scope", "rank", "include_pointwise", "include_gemm")
 """Options of pruning and decomposing one after the other."""
@@ -99,6 +100,8 @@ def prune(
         refuse(context, ("step", "finetune_steps"), "applies to --iterative, which is not given")
     if not iterative and criterion != "taylor":
         refuse(context, ("flops_weight", "labels"), "applies to Taylor importance: give --criterion taylor")
+    if iterative or criterion not in ("", *DATA_CRITERIA):
+        refuse(context, ("stats",), "applies to criteria that need the statistics of the data")
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(context, data, preprocessing, limit, stats, labels, values, mirror)
     with progress_bar(quiet) as advance:
@@ -269,7 +272,6 @@ def apply(
     output: Output,
     data: CalibrationData = None,
     limit: Limit = None,
-    stats: Stats = None,
     values: Values = False,
     mirror: Mirror = True,
     channel_order: ChannelOrder = None,
@@ -283,9 +285,9 @@ def apply(
     debug: Debug = False,
 ) -> int:
     """Do what a plan says, no more and no less."""
-    network = read(model, output, plan, data, stats, write_plan=False)
+    network = read(model, output, plan, data, write_plan=False)
     preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, stats, values=values, mirror=mirror)
+    calibration = calibration_of(context, data, preprocessing, limit, None, values=values, mirror=mirror)
     with progress_bar(quiet) as advance:
         result = verbs.apply(network, plan, data=calibration, progress=advance)
     return finish(result, output, layers, as_json, quiet, write_plan=False)

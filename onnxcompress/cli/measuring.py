@@ -143,7 +143,6 @@ def evaluate(
     limit: Limit = None,
     batch: Annotated[int, typer.Option(help="Samples per run.", min=1)] = 16,
     values: Values = False,
-    mirror: Mirror = True,
     channel_order: ChannelOrder = None,
     mean: Mean = None,
     scale: Scale = None,

@@ -125,11 +125,13 @@ def finetune(
         raise InputError(f"--policy: '{policy}' takes its numbers from --solver; without one give {known}")
     if teacher is None:
         refuse(context, ("temperature",), "is for the answers of a --teacher, which is not given")
+    if plan is not None:
+        refuse(context, ("temperature",), "is for a teacher's answers; with --plan its layers are matched")
     if teacher is None or not labels:
         refuse(context, ("teacher_weight",), "is for --teacher and --labels together")
     recipe = verbs.Recipe(
         optimizer=optimizer,
-        rate=0.1 if solver is not None else rate,
+        rate=rate,
         schedule=Schedule(policy, warmup=warmup),
         weight_decay=weight_decay,
         clip_gradients=clip_gradients,

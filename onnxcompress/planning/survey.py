@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from onnxcompress.calibration.patches import fitted_layers
 from onnxcompress.calibration.samples import Parts
 from onnxcompress.calibration.stages import Stages
-from onnxcompress.calibration.statistics import Moments, statistics
+from onnxcompress.calibration.statistics import Moments
 from onnxcompress.data import spread
 from onnxcompress.factoring.fitted import (
     Components,
@@ -79,22 +79,17 @@ class Change:
 def survey(
     given: ir.Model,
     parts: Parts,
-    moments: Mapping[str, Moments] | None = None,
+    moments: Mapping[str, Moments],
     together: Sequence[str] = (),
-    progress: Steps | None = None,
 ) -> Survey:
-    """Analyse a network and, unless the moments are known already, run it once on the data.
+    """Analyse a network.
 
     Args:
         given: a simplified network; not touched.
         parts: the samples.
         moments: of its layers.
         together: siblings (see `siblings`) that are looked at as one layer.
-        progress: called with (samples done, samples in all).
     """
-    if moments is None:
-        layers = factor_layers(given, concrete_shapes(given))
-        moments = statistics(given, layers, parts.fit, progress)
     network = joined(given, together)
     shapes = concrete_shapes(network)
     alike = {name: moments[members(name)[0]] for name in together if members(name)[0] in moments}

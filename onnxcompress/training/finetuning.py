@@ -161,7 +161,7 @@ def finetune(
             [asdict(term) for term in terms],
             total,
             (crop, mirror, zoom, values),
-            plan and plan.prune,
+            None if plan is None else plan.prune,
             _identity(data),
             validation and _identity(validation),
             preprocessing and asdict(preprocessing),

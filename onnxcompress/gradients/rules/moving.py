@@ -76,7 +76,7 @@ def slice_(tape: Tape, node: ir.Node, inputs: Any) -> Any:
 
     def pullback(g: ir.Value) -> Gradients:
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-            taken = range(shape[axis])[slice(start, None if step < 0 and end < -shape[axis] else end, step)]
+            taken = range(shape[axis])[start:end:step]
             g = put_back(tape, g, axis, taken, shape)
         return [g, *(None for _ in inputs[1:])]
 
