@@ -35,6 +35,7 @@ from onnxcompress.measure.cost import cost
 from onnxcompress.model import simplify
 from onnxcompress.plots import finish, new_figure
 from onnxcompress.preprocessing import from_metadata
+from onnxcompress.shapes import fixed_sizes
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data"
@@ -182,7 +183,7 @@ def networks(pattern: str) -> Iterator[Network]:
 def _arrays(model: ir.Model, folder: Path, limit: int) -> Data:
     """Images, prepared once for all tools."""
     data = subset(open_data(folder), limit)
-    shape = [dim if isinstance(dim, int) else None for dim in (model.graph.inputs[0].shape or ())[1:]]
+    shape = fixed_sizes((model.graph.inputs[0].shape or ())[1:])
     found = batches(data, shape=shape, preprocessing=from_metadata(model.metadata_props), batch=BATCH)
     return replace(data, samples=np.concatenate([x for x, _ in found]))
 

@@ -67,6 +67,11 @@ class FactorLayer:
         return swap_sides(stored, self.groups) if self.mirrored else stored
 
     @property
+    def by_group(self) -> NDArray[np.float64]:
+        """The same of shape (groups, M / groups, C / groups · kernel)."""
+        return self.weight.reshape(self.groups, self.sides[0], -1)
+
+    @property
     def itemsize(self) -> int:
         """Bytes of a weight."""
         assert self.weights.dtype is not None

@@ -345,7 +345,7 @@ def _by_reason(reasons: Mapping[str, Reason]) -> dict[Reason, list[str]]:
 
 
 def compressed_json(result: Compressed) -> dict[str, Any]:
-    """Keys: stages, layers, kept, unknown_operators, shortfall."""
+    """Keys: stages, layers, kept, unknown_operators, shortfall, fitted."""
     return {
         "stages": [
             {

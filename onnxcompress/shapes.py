@@ -1,6 +1,6 @@
 """The shape of every value once the free dimensions of the inputs are given numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from weakref import WeakKeyDictionary
 
@@ -61,6 +61,11 @@ def stand_ins(model: ir.Model, batch: int = FREE_BATCH) -> Shapes:
         for value in inputs
         if value.shape is not None and not value.is_initializer()
     }
+
+
+def fixed_sizes(dims: Iterable[object]) -> list[int | None]:
+    """Sizes, with None for those that are left open."""
+    return [dim if isinstance(dim, int) else None for dim in dims]
 
 
 def taking(model: ir.Model, sample: Sequence[int]) -> ir.Model:

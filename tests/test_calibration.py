@@ -64,7 +64,7 @@ def test_patches_times_weights_are_the_layer_s_output(model: ir.Model):
         names = [layer.reads, str(layer.node.outputs[0].name)]
         x, y = run(session(revealing(model, names)), feeds)
         found = patches(layer, x, len(x), ALL, (0,)).astype(np.float64)
-        weight = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+        weight = layer.by_group
         response = (found @ weight.swapaxes(1, 2)).transpose(1, 0, 2).reshape(found.shape[1], -1)
         response += 0 if layer.bias is None else layer.bias
         expected = np.moveaxis(y, 1, -1) if layer.node.op_type in CONVOLUTIONS else y

@@ -66,8 +66,7 @@ class Responses:
             self._kept.append(number)
         layers = {number: self._layers[number] for number in self._kept}
         weights = {
-            number: layer.weight.reshape(layer.groups, layer.sides[0], -1).astype(np.float32).swapaxes(1, 2)
-            for number, layer in layers.items()
+            number: layer.by_group.astype(np.float32).swapaxes(1, 2) for number, layer in layers.items()
         }
         self._batches = 0
         read = [layer.reads for layer in layers.values()]

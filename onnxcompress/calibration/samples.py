@@ -17,7 +17,7 @@ from onnxcompress.errors import InputError, one_line
 from onnxcompress.preprocessing import Preprocessing, View, from_metadata
 from onnxcompress.progress import Steps
 from onnxcompress.runtime import DTYPES, Runnable, run, session
-from onnxcompress.shapes import concrete_shapes
+from onnxcompress.shapes import concrete_shapes, fixed_sizes
 
 Feeds = Mapping[str, np.ndarray]
 Source = Data | str | Path | Iterable[Feeds]
@@ -159,7 +159,7 @@ def read_samples(
         ((name, value),) = inputs.items()
         read = reader(
             data,
-            shape=[dim if isinstance(dim, int) else None for dim in value.shape[1:]],
+            shape=fixed_sizes(value.shape[1:]),
             dtype=DTYPES[value.type],
             preprocessing=preprocessing or from_metadata(model.metadata_props),
         )

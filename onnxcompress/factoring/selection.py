@@ -81,7 +81,7 @@ def ranks_of(layer: FactorLayer, rank: MatrixRank, moments: Moments | None = Non
 def _response_ranks(layer: FactorLayer, rank: MatrixRank, moments: Moments) -> Ranks:
     channels = layer.sides[1]
     outs, ins = [], []
-    weights = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+    weights = layer.by_group
     if moments.rows.size:
         roots = moments.rows.swapaxes(1, 2) / math.sqrt(moments.count)
         highest = max(rank(weight @ root) for weight, root in zip(weights, roots, strict=True))

@@ -14,7 +14,7 @@ from onnxcompress.outputs import are_scores, judged
 from onnxcompress.preprocessing import Preprocessing, from_metadata
 from onnxcompress.progress import Steps
 from onnxcompress.runtime import DTYPES, runs, session
-from onnxcompress.shapes import times
+from onnxcompress.shapes import fixed_sizes, times
 
 TOP = 5
 
@@ -103,7 +103,7 @@ def evaluate(
     found, damage, done = [], Damage(values), 0
     for x, labels in batches(
         data,
-        shape=[dim if isinstance(dim, int) else None for dim in value.shape[1:]],
+        shape=fixed_sizes(value.shape[1:]),
         dtype=DTYPES[value.type],
         preprocessing=preprocessing,
         batch=batch,

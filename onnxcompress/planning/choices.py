@@ -174,7 +174,7 @@ def possible(
     looked_at = [block * count for count in blocks if block * count <= layer.highest_cp_rank]
     if not looked_at:
         return [], []
-    weights = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+    weights = layer.by_group
     lost, highest = np.zeros(len(looked_at)), []
     for weight, covariance in zip(weights, moments.covariance, strict=True):
         chains = cp_chains(weight, inputs(covariance, layer.sides[1]), looked_at)

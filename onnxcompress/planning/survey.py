@@ -101,7 +101,7 @@ def products(layer: FactorLayer, moments: Moments) -> list[Components]:
     """What the response of each of its groups consists of; none of a kernel of several elements."""
     if layer.kind == "kxk" or layer.obstacle:
         return []
-    weights = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+    weights = layer.by_group
     return [components(response) for response in layer_responses(weights, moments)]
 
 
@@ -116,7 +116,7 @@ def factored(
         ranks: of the factors.
         known: its `products`.
     """
-    given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+    given = layer.by_group
     if not known:
         read = [inputs(covariance, layer.sides[1]) for covariance in moments.covariance]
         chains = [fit_factors(*part, ranks, trial=True) for part in zip(given, read, strict=True)]
@@ -129,7 +129,7 @@ def factored(
 
 def chained(layer: FactorLayer, moments: Moments, chains: Sequence[Factors]) -> tuple[Change, float]:
     """A layer with the weights of these factors, one of each group, likewise."""
-    given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+    given = layer.by_group
     weights = np.stack([chain.weights for chain in chains])
     parts = zip(given, weights, moments.covariance, strict=True)
     return changed(layer, moments, weights), sum(response_error(*part) for part in parts)
@@ -137,14 +137,14 @@ def chained(layer: FactorLayer, moments: Moments, chains: Sequence[Factors]) -> 
 
 def halved(layer: FactorLayer, moments: Moments) -> tuple[Change, float]:
     """A layer with weights half as large and an exact bias, and the variance that it loses."""
-    half = layer.weight.reshape(layer.groups, layer.sides[0], -1) / 2
+    half = layer.by_group / 2
     lost = np.einsum("gii->", layer_responses(half, moments))
     return changed(layer, moments, half), float(lost)
 
 
 def changed(layer: FactorLayer, moments: Moments, weights: NDArray[np.float64]) -> Change:
     """A layer with other weights, (groups, M / groups, d), and the bias that keeps its mean response."""
-    given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+    given = layer.by_group
     bias = layer.bias
     if bias is not None:
         bias = bias + np.einsum("gmd,gd->gm", given - weights, moments.mean).ravel()

@@ -51,13 +51,13 @@ def reconstruction(
     variance = {
         layer.name: sum(
             float(np.sum((w @ g) * w))
-            for w, g in zip(_weights(layer), moments[layer.name].covariance, strict=True)
+            for w, g in zip(layer.by_group, moments[layer.name].covariance, strict=True)
         )
         for layer in layers
         if has_covariance(layer, moments)
     }
     reading = readers(graph, layers, moments, {name: 1 / v for name, v in variance.items() if v > 0})
-    scores = np.full(int(graph.set_of.max(initial=-1)) + 1, np.nan)
+    scores = np.full(graph.count, np.nan)
     unknown = list(unseen(graph, layers, moments))
     groups = [group for group in graph.groups if not np.isin(group.sets, unknown).any()]
     for cluster in clusters(groups, reading):
@@ -77,17 +77,13 @@ def data_scores(
     return scores
 
 
-def _weights(layer: FactorLayer) -> Array:
-    return layer.weight.reshape(layer.groups, layer.sides[0], -1)
-
-
 def _mean_over_readers(
     graph: ChannelGraph,
     layers: Sequence[FactorLayer],
     moments: Mapping[str, Moments],
     of: Callable[[Moments], Array],
 ) -> Array:
-    count = int(graph.set_of.max(initial=-1)) + 1
+    count = graph.count
     total, seen = np.zeros(count), np.zeros(count)
     for reader in readers(graph, layers, moments, {}):
         values = of(moments[reader.layer.name])[reader.part].reshape(len(reader.sets), -1).mean(axis=1)

@@ -66,8 +66,8 @@ class Layer:
     Attributes:
         node: the Conv, ConvTranspose, Gemm or MatMul.
         atoms: by filter, shape (M,).
-        filters: the weights as one row per filter, shape (M, n), float64.
-        biases: one row per filter, shape (M, 0 or more), float64.
+        filters: gives the weights as one row per filter, shape (M, n), float64.
+        biases: gives one row per filter, shape (M, 0 or more), float64.
     """
 
     node: ir.Node
@@ -260,6 +260,11 @@ class ChannelGraph:
             for set_id in np.unique(labels[atoms]):
                 self.locked.setdefault(int(set_id), reason)
         self.groups = self._find_groups()
+
+    @property
+    def count(self) -> int:
+        """Channel sets in all, once settled."""
+        return int(self.set_of.max(initial=-1)) + 1
 
     def reason(self, layer: Layer) -> str | None:
         """Why none of a layer's filters can go; None when some can."""

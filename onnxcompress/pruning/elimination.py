@@ -86,7 +86,7 @@ def readers(
             continue
         sets = graph.set_of[entry.atoms].reshape(layer.groups, layer.sides[1])
         sets = np.where(np.isin(sets, list(graph.locked)), -1, sets)
-        weight = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+        weight = layer.by_group
         for part, each in enumerate(zip(weight, moments[layer.name].covariance, sets, strict=True)):
             found.append(Reader(layer, part, *each, sensitivity.get(layer.name, 0.0)))
     return found

@@ -61,7 +61,7 @@ def set_scores(graph: ChannelGraph, name: str, seed: int) -> Array:
     filters in all layers. A set whose filters and biases are all zero has an l1 and l2 of exactly 0.
     """
     generator = np.random.default_rng(seed)
-    count = int(graph.set_of.max(initial=-1)) + 1
+    count = graph.count
     total, members = np.zeros(count), np.zeros(count)
     for layer in graph.layers:
         scores = CRITERIA[name](_with_biases(layer), generator)

@@ -27,7 +27,7 @@ def zero_filters(graph: ChannelGraph) -> dict[str, NDArray[np.bool_]]:
 
 def all_zero(graph: ChannelGraph, zero: dict[str, NDArray[np.bool_]]) -> NDArray[np.bool_]:
     """Which channel sets have zero filters only, shape (sets,)."""
-    count = int(graph.set_of.max(initial=-1)) + 1
+    count = graph.count
     result, started = np.ones(count, bool), np.zeros(count, bool)
     for layer in graph.layers:
         np.logical_and.at(result, graph.set_of[layer.atoms], zero[layer.name])

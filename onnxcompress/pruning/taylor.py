@@ -24,7 +24,7 @@ from onnxcompress.progress import Steps, counted
 from onnxcompress.pruning.channels import ChannelGraph
 from onnxcompress.pruning.iterative import Score
 from onnxcompress.runtime import run, session
-from onnxcompress.shapes import concrete_shapes, taking
+from onnxcompress.shapes import concrete_shapes, fixed_sizes, taking
 
 TAYLOR = "taylor"
 """Name of the criterion."""
@@ -56,7 +56,7 @@ def score_by_taylor(
 
     def score(network: ir.Model, graph: ChannelGraph, progress: Steps | None) -> NDArray:
         (value,) = network.graph.inputs
-        shape = [dim if isinstance(dim, int) else None for dim in value.shape or ()]
+        shape = fixed_sizes(value.shape or ())
         samples = shape[0] or SAMPLES
         stream = batches(
             data,
@@ -116,7 +116,7 @@ def taylor_scores(
     by_name = {layer.name: layer for layer in graph.layers}
     layers = [by_name[output.name] for output in gated.get_outputs()]
     random = np.random.default_rng(seed)
-    count = int(graph.set_of.max(initial=-1)) + 1
+    count = graph.count
     total, seen = np.zeros(count), 0
     for x, labels in chain([first], stream):
         if labels is not None and labels.max() >= classes:
@@ -178,7 +178,7 @@ def _compared(graph: ChannelGraph, scores: NDArray[np.float64]) -> NDArray[np.fl
 def _flops(model: ir.Model, graph: ChannelGraph) -> NDArray[np.float64]:
     """Millions of FLOPs (two a MAC) that the filters of every channel set take."""
     macs = {layer.name: layer.macs for layer in cost(model).layers}
-    result = np.zeros(int(graph.set_of.max(initial=-1)) + 1)
+    result = np.zeros(graph.count)
     for layer in graph.layers:
         np.add.at(result, graph.set_of[layer.atoms], 2e-6 * macs.get(layer.name, 0) / len(layer.atoms))
     return result

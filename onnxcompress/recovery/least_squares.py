@@ -184,7 +184,7 @@ def _kept(y: NDArray, gone: NDArray[np.bool_] | None, groups: int) -> NDArray:
 
 
 def _fit_layer(layer: FactorLayer, seen: Observed, ranks: Ranks | None) -> Fit:
-    given = layer.weight.reshape(layer.groups, layer.sides[0], -1)
+    given = layer.by_group
     relu = relu_after(layer.node) is not None
     weights, biases, factors = [], [], []
     for x, y, w in zip(seen.x, seen.y, given, strict=True):

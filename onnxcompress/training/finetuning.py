@@ -16,7 +16,7 @@ from onnxcompress.measure.accuracy import Accuracy, evaluate
 from onnxcompress.model import files_of, load, simplify
 from onnxcompress.plan import Plan, read_plan
 from onnxcompress.progress import Progress, Steps, steps_of
-from onnxcompress.shapes import taking, times
+from onnxcompress.shapes import fixed_sizes, taking, times
 from onnxcompress.threads import one_blas_thread
 from onnxcompress.training.batches import shuffled
 from onnxcompress.training.head import new_head as make_head
@@ -128,7 +128,7 @@ def finetune(
     preprocessing = prep.read(network)
     draw = shuffled(
         data,
-        shape=[dim if isinstance(dim, int) else None for dim in (network.graph.inputs[0].shape or ())[1:]],
+        shape=fixed_sizes((network.graph.inputs[0].shape or ())[1:]),
         preprocessing=preprocessing,
         batch=recipe.batch * recipe.iter_size,
         seed=recipe.seed,
@@ -253,7 +253,7 @@ def _check_takes(teacher: ir.Model, sample: tuple[int, ...]) -> None:
     shape = teacher.graph.inputs[0].shape
     if shape is None:
         return
-    wanted = [dim if isinstance(dim, int) else None for dim in shape[1:]]
+    wanted = fixed_sizes(shape[1:])
     if not fits(sample, wanted):
         raise InputError(f"the teacher takes samples of {times(wanted)}, the network of {times(sample)}")
 

@@ -63,7 +63,7 @@ def optimizer(name: str, *state: str, relative: bool = False) -> Callable[[Updat
 
 @optimizer("sgd", "velocity")
 def sgd(w: np.ndarray, g: np.ndarray, state: Arrays, rate: float, _: int, settings: Settings) -> None:
-    """V ← μ V + rate · g, w ← w − V, as in Caffe: the rate is in the velocity."""
+    """As in Caffe, with the rate in the velocity: V ← μ V + rate · g, w ← w − V."""
     velocity = state["velocity"]
     velocity *= np.float32(settings.momentum)
     velocity += np.float32(rate) * g

@@ -228,7 +228,7 @@ def clip(tape: Tape, node: ir.Node, inputs: Any) -> Any:
 
 @function_of_one("Sigmoid")
 def sigmoid(tape: Tape, _: ir.Node, __: ir.Value, y: ir.Value, g: ir.Value) -> ir.Value:
-    """Y (1 − y)."""
+    """Its slope is y (1 − y)."""
     return tape.mul(g, tape.sub(y, tape.mul(y, y)))
 
 

@@ -164,7 +164,7 @@ def _normalization(tape: Tape, node: ir.Node, inputs: Any, grouped: Shape, axis:
 
 @rule("Softmax")
 def softmax(tape: Tape, node: ir.Node, inputs: Any) -> Any:
-    """Y (g − Σ g y)."""
+    """The gradient is y (g − Σ g y)."""
     y = tape.repeat(node, inputs)
     axis = node.attributes.get_int("axis", -1)
     return y, lambda g: [tape.mul(y, tape.sub(g, tape.sum(tape.mul(g, y), [axis], keep=True)))]

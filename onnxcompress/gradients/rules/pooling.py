@@ -139,7 +139,7 @@ def extreme_of(tape: Tape, node: ir.Node, inputs: Any) -> Any:
 
 @rule("ReduceL2")
 def euclidean_norm(tape: Tape, node: ir.Node, inputs: Any) -> Any:
-    """G x / y, and 0 at the origin."""
+    """The gradient is g x / y, and 0 at the origin."""
     y = tape.repeat(node, inputs)
     x = inputs[0]
     kept = _kept(tape.shape(x), _axes(node, inputs, len(tape.shape(x))))

@@ -1,8 +1,8 @@
 """What each operator does to channels. To support another operator, add a function to one of these files:
 
-    @rule("Mish")
-    def mish(graph, node):
-        graph.hand_on(node.outputs[0], graph.atoms(node.inputs[0]))
+    @rule("Another")
+    def another(graph, node):
+        hand_on(graph, node, graph.atoms(node.inputs[0]))
 
 A rule reads the atoms of the inputs (`atoms`; `along` an axis, which ties those that differ along others)
 and says which atoms the outputs have (`hand_on`), what must be cut together (`tie`), what may not be cut
