@@ -1,6 +1,5 @@
 """The verb that trains: with labels, after a teacher, or both."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -9,28 +8,23 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress import preprocessing as prep
-from onnxcompress.data import Data, fits, open_data
+from onnxcompress.data import Data, open_data
 from onnxcompress.errors import InputError, naming
 from onnxcompress.lrn import whole_bands
 from onnxcompress.measure.accuracy import Accuracy, evaluate
 from onnxcompress.model import files_of, load, simplify
 from onnxcompress.plan import Plan, read_plan
 from onnxcompress.progress import Progress, Steps, steps_of
-from onnxcompress.shapes import fixed_sizes, taking, times
+from onnxcompress.shapes import fixed_sizes, taking
 from onnxcompress.threads import one_blas_thread
 from onnxcompress.training.batches import shuffled
+from onnxcompress.training.checkpoint import fingerprint_of
 from onnxcompress.training.head import new_head as make_head
 from onnxcompress.training.losses import Loss, Match, Term
 from onnxcompress.training.parameters import Multipliers, current, trainable, with_weights
 from onnxcompress.training.rates import DISTURBANCE, find_rate
 from onnxcompress.training.runs import Epoch, Run, go, keeper, restored
-from onnxcompress.training.teaching import (
-    Teaching,
-    by_probabilities,
-    by_responses,
-    shared_responses,
-    where_it_errs,
-)
+from onnxcompress.training.teaching import Teaching, check_takes, shared_responses, teaching_of
 from onnxcompress.training.trainer import Batch, Recipe, start, train
 
 HEAD_RATE = 10.0
@@ -142,9 +136,9 @@ def finetune(
         original = load(teacher)
         with naming(files_of(original)):
             teacher = whole_bands(simplify(original))
-            _check_takes(teacher, first.shape[1:])
+            check_takes(teacher, first.shape[1:])
             with naming(plan_files):
-                teaching = _teaching(teacher, network, plan, labels, temperature, share, first)
+                teaching = teaching_of(teacher, network, plan, labels, temperature, share, first)
         multipliers = {name: each for name, each in multipliers.items() if name not in teaching.settled}
     by_labels = [Term(1 - share if teaching else 1.0)] if labels else []
     terms = [*by_labels, *(teaching.terms if teaching else [])]
@@ -154,19 +148,15 @@ def finetune(
     per_epoch = len(data) // (recipe.batch * recipe.iter_size)
     total = _total(epochs, steps, per_epoch)
     path = None if checkpoint_file is None else Path(checkpoint_file)
-    fingerprint = ""
-    if path is not None:
-        facts = [
-            asdict(recipe),
-            [asdict(term) for term in terms],
-            total,
-            (crop, mirror, zoom, values),
-            None if plan is None else plan.prune,
-            _identity(data),
-            validation and _identity(validation),
-            preprocessing and asdict(preprocessing),
-        ]
-        fingerprint = _fingerprint(facts, network, teacher)
+    facts = [
+        asdict(recipe),
+        [asdict(term) for term in terms],
+        total,
+        (crop, mirror, zoom, values),
+        None if plan is None else plan.prune,
+        preprocessing and asdict(preprocessing),
+    ]
+    fingerprint = "" if path is None else fingerprint_of(facts, (data, validation), (network, teacher))
     run = (
         restored(path, fingerprint)
         if resume and path is not None and path.exists()
@@ -226,36 +216,6 @@ def _to_train(given: ir.Model, new_head: int | None, seed: int) -> tuple[ir.Mode
     if not learning:
         raise InputError("all weights are frozen: the multipliers of their learning rates are 0")
     return network, learning
-
-
-def _teaching(
-    teacher: ir.Model,
-    network: ir.Model,
-    plan: Plan | None,
-    labels: bool,
-    temperature: float,
-    weight: float,
-    first: np.ndarray,
-) -> Teaching:
-    """What there is to learn from a simplified teacher; `first` are samples of the first batch."""
-    if plan is None:
-        return by_probabilities(teacher, network, temperature, weight)
-    responses = shared_responses(teacher, network, plan.prune)
-    return (
-        by_responses(teacher, responses, weight)
-        if labels
-        else where_it_errs(teacher, network, responses, first)
-    )
-
-
-def _check_takes(teacher: ir.Model, sample: tuple[int, ...]) -> None:
-    """See that a teacher takes the samples that the network is trained on."""
-    shape = teacher.graph.inputs[0].shape
-    if shape is None:
-        return
-    wanted = fixed_sizes(shape[1:])
-    if not fits(sample, wanted):
-        raise InputError(f"the teacher takes samples of {times(wanted)}, the network of {times(sample)}")
 
 
 def _total(epochs: float, steps: int | None, per_epoch: int) -> int:
@@ -392,23 +352,3 @@ def _validation(
         )
 
     return validate
-
-
-def _identity(data: Data) -> str:
-    """Tells data from others: by the content of arrays, by names and sizes of images, and by labels."""
-    digest = hashlib.sha256(b"" if data.labels is None else np.ascontiguousarray(data.labels).tobytes())
-    for sample in data.samples:
-        if isinstance(sample, Path):
-            digest.update(f"{sample.name} {sample.stat().st_size}".encode())
-        else:
-            digest.update(np.ascontiguousarray(sample).tobytes())
-    return digest.hexdigest()
-
-
-def _fingerprint(facts: object, *models: ir.Model | None) -> str:
-    """Tells this run from others: the options, the network and the teacher."""
-    digest = hashlib.sha256(repr(facts).encode())
-    for model in models:
-        if model is not None:
-            digest.update(ir.to_proto(model).SerializeToString(deterministic=True))
-    return digest.hexdigest()

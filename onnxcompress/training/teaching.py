@@ -12,14 +12,16 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from onnxcompress.data import fits
 from onnxcompress.errors import InputError
 from onnxcompress.gradients.backward import leading_to
 from onnxcompress.layers import CONVOLUTIONS, PRODUCTS, channel_axis, relu_after
 from onnxcompress.lrn import lrn_nodes, rewrite_lrn, sums_squares
 from onnxcompress.outputs import giving, scores_of, softmax
+from onnxcompress.plan import Plan
 from onnxcompress.pruning.surgery import filters_gone
 from onnxcompress.runtime import own, runs, session
-from onnxcompress.shapes import concrete_shapes
+from onnxcompress.shapes import concrete_shapes, fixed_sizes, times
 from onnxcompress.training.losses import Match, Term
 
 SAMPLES = 2
@@ -65,6 +67,39 @@ class Response:
     value: str
     axis: int
     kept: NDArray[np.int64]
+
+
+def teaching_of(
+    teacher: ir.Model,
+    network: ir.Model,
+    plan: Plan | None,
+    labels: bool,
+    temperature: float,
+    weight: float,
+    first: np.ndarray,
+) -> Teaching:
+    """What there is to learn from a teacher.
+
+    Args:
+        teacher: simplified.
+        network: that is to learn it.
+        plan: by which it was made from the teacher; None where class probabilities are to be matched.
+        labels: whether labels are matched too.
+        temperature: of the class probabilities.
+        weight: in the loss.
+        first: samples of the first batch.
+
+    Raises:
+        InputError: when the two networks do not fit each other, or the plan does not fit them.
+    """
+    if plan is None:
+        return by_probabilities(teacher, network, temperature, weight)
+    responses = shared_responses(teacher, network, plan.prune)
+    return (
+        by_responses(teacher, responses, weight)
+        if labels
+        else where_it_errs(teacher, network, responses, first)
+    )
 
 
 def by_probabilities(teacher: ir.Model, network: ir.Model, temperature: float, weight: float) -> Teaching:
@@ -184,3 +219,13 @@ def _outputs(model: ir.Model, names: Sequence[str]) -> Targets:
         return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
     return outputs
+
+
+def check_takes(teacher: ir.Model, sample: tuple[int, ...]) -> None:
+    """See that a teacher takes the samples that the network is trained on."""
+    shape = teacher.graph.inputs[0].shape
+    if shape is None:
+        return
+    wanted = fixed_sizes(shape[1:])
+    if not fits(sample, wanted):
+        raise InputError(f"the teacher takes samples of {times(wanted)}, the network of {times(sample)}")
