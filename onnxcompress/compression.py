@@ -32,7 +32,8 @@ from onnxcompress.measure.cost import cost
 from onnxcompress.model import load, simplify
 from onnxcompress.pipeline import carry_out, measured, prepared, train
 from onnxcompress.plan import Plan, members, read_plan
-from onnxcompress.planning.search import KINDS, Planner, parse_target
+from onnxcompress.planning.costs import KINDS, parse_target
+from onnxcompress.planning.search import Planner
 from onnxcompress.planning.survey import survey
 from onnxcompress.progress import Progress
 from onnxcompress.pruning.analysis import analyse

@@ -38,7 +38,8 @@ from onnxcompress.planning.budget import (
     ranks_of,
 )
 from onnxcompress.planning.choices import BLOCK, layer_choice, possible
-from onnxcompress.planning.search import KINDS, through
+from onnxcompress.planning.costs import KINDS
+from onnxcompress.planning.search import through
 from onnxcompress.planning.survey import factored, halved, products
 from onnxcompress.pruning.elimination import Reader, clusters, eliminate, repaired
 from onnxcompress.pruning.surgery import remove_filters

@@ -1,23 +1,18 @@
 """The plan for a budget: chosen by measured sensitivities, measured choice by choice, and corrected."""
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcompress.errors import InputError
-from onnxcompress.factoring.fitted import Components, Factors
-from onnxcompress.factoring.surgery import factor
-from onnxcompress.layers import FactorLayer, factor_layers
-from onnxcompress.lrn import rewrite_lrn
-from onnxcompress.measure.cost import cost
-from onnxcompress.plan import Plan, Ranks
+from onnxcompress.factoring.fitted import Components
+from onnxcompress.layers import FactorLayer
+from onnxcompress.plan import Plan
 from onnxcompress.planning.budget import Decision, Problem, decide, expected_damage
 from onnxcompress.planning.choices import Options, choices, possible
+from onnxcompress.planning.costs import layer_cost, planned_cost
 from onnxcompress.planning.survey import (
     Change,
     Survey,
@@ -31,13 +26,8 @@ from onnxcompress.planning.survey import (
 from onnxcompress.progress import Progress, steps_of
 from onnxcompress.pruning.elimination import readers, repaired, unseen
 from onnxcompress.pruning.selection import is_convolutional, skipped
-from onnxcompress.pruning.surgery import remove_filters
-from onnxcompress.shapes import concrete_shapes
-from onnxcompress.siblings import parted, unstacked
+from onnxcompress.siblings import unstacked
 from onnxcompress.threads import side_by_side
-from onnxcompress.weights import file_size
-
-KINDS = ("macs", "params", "size")
 
 ROUNDS = 4
 """Plans that are made for a budget. All choices of each are measured, and the next one goes by that."""
@@ -58,19 +48,6 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Target:
-    """A share of the original's cost that the network may keep.
-
-    Attributes:
-        kind: ``macs``, ``params`` or ``size``, that of the file.
-        share: above 0, below 1.
-    """
-
-    kind: str
-    share: float
-
-
-@dataclass(frozen=True)
 class Planned:
     """A plan and what is known of it.
 
@@ -84,24 +61,6 @@ class Planned:
     plan: Plan
     share: float
     damage: float
-
-
-def parse_target(text: str) -> Target:
-    """The target that a text names: ``macs=0.5``, ``params=0.3``, ``size=0.3``.
-
-    Raises:
-        InputError: when it names none.
-    """
-    kind, _, number = text.partition("=")
-    try:
-        share = float(number)
-    except ValueError:
-        share = np.nan
-    if kind not in KINDS or not 0 < share < 1:
-        raise InputError(
-            f"target: '{text}' is not one; give macs=0.5, params=0.3 or size=0.3: the share that may stay"
-        )
-    return Target(kind, share)
 
 
 @dataclass(frozen=True)
@@ -131,6 +90,10 @@ class Planner:
         kind: of cost.
         round_to: layers keep a multiple of so many filters, or all, and ranks are such.
         skip: patterns of layers that stay as they are.
+        rewrite: LRN nodes that the plans rewrite.
+        total: cost of the network.
+        readers: of the channel sets, see `elimination.readers`.
+        progress: called with (what is done, steps done, steps in all).
         choices: that there are, with the damage that is expected of them before any is measured.
         measured: damage of choices, by how many channels a group loses, or by the number of a layer's option.
             Groups that the same layers read share what they do together.
@@ -168,7 +131,7 @@ class Planner:
         self.measured = defaultdict(dict)
         self.done = {}
         self.rewrite = list(rewrite)
-        self.total = self._measure(rewrite_lrn(survey.network, []))
+        self.total = planned_cost(survey, Plan(), [], kind)
         layers = survey.layers
         looks = self._looks()
         self.products = {name: look.products for name, look in looks.items()}
@@ -179,7 +142,7 @@ class Planner:
         self.unseen = unseen(survey.graph, layers, survey.moments)
         groups = survey.graph.groups if is_convolutional(survey.network, survey.graph) else []
         groups = [group for group in groups if not np.isin(group.sets, list(self.unseen)).any()]
-        own = sum(self._cost(layer) for layer in layers if layer.shape)
+        own = sum(layer_cost(layer, self.kind) for layer in layers if layer.shape)
         self.choices = choices(
             survey.graph,
             [group for group in groups if not skipped(group, self.skip)],
@@ -216,7 +179,8 @@ class Planner:
         low, high = 0.0, np.inf
         for _ in range(ATTEMPTS):
             decision = decide(problem, budget)
-            real = self._real_cost(self.choices.plan(decision)) / self.total
+            plan = self.choices.plan(decision)
+            real = planned_cost(self.survey, plan, self.rewrite, self.kind) / self.total
             found.append((real > share, abs(share - real), decision, real))
             if share * BUDGET_SHARE <= real <= share:
                 break
@@ -237,30 +201,6 @@ class Planner:
             for index, group in enumerate(given.groups)
         ]
         return replace(given, layers=layers, groups=groups)
-
-    def _real_cost(self, plan: Plan) -> float:
-        network = self.survey.network
-        if plan.prune:
-            network = remove_filters(network, plan.prune)
-        network = rewrite_lrn(network, self.rewrite)
-        if plan.decompose:
-            layers = {layer.name: layer for layer in factor_layers(network, concrete_shapes(network))}
-            empty = {name: _empty(layers[name], ranks) for name, ranks in plan.decompose.items()}
-            network = factor(network, plan.decompose, empty)
-        return self._measure(network)
-
-    def _measure(self, network: ir.Model) -> int:
-        """The cost of a network whose siblings are joined; MACs and parameters are the same once apart."""
-        if self.kind == "size":
-            return file_size(parted(network, self.survey.together))
-        found = cost(network)
-        return max(1, found.macs if self.kind == "macs" else found.params)
-
-    def _cost(self, layer: FactorLayer, ranks: Ranks | None = None) -> int:
-        if self.kind == "macs":
-            return layer.macs if ranks is None else layer.chain_macs(ranks)
-        weights = math.prod(layer.shape) if ranks is None else layer.chain_params(ranks)
-        return weights * (layer.itemsize if self.kind == "size" else 1)
 
     def _looks(self) -> dict[str, Look]:
         """At each layer whose responses are known."""
@@ -295,8 +235,8 @@ class Planner:
 
     def _half(self, layer: FactorLayer, options: Options) -> int:
         """The option, from 1, at which a layer keeps about half its cost and loses least; 0 for none."""
-        most = self._cost(layer) / 2
-        halved = [i for i, (ranks, _) in enumerate(options, 1) if self._cost(layer, ranks) <= most]
+        most = layer_cost(layer, self.kind) / 2
+        halved = [i for i, (ranks, _) in enumerate(options, 1) if layer_cost(layer, self.kind, ranks) <= most]
         return min(halved, key=lambda i: options[i - 1][1], default=0)
 
     def _measure_choices(self, made: Mapping[Choice, int], what: str) -> None:
@@ -344,9 +284,7 @@ class Planner:
                 name = reader.layer.name
                 layers[name] = reader.layer
                 if name not in weights:
-                    weights[name] = reader.layer.weight.reshape(
-                        reader.layer.groups, reader.layer.sides[0], -1
-                    )
+                    weights[name] = reader.layer.by_group
                 weights[name][reader.part] = repaired(reader, gone)
         return [changed(layers[name], self.survey.moments[name], weights[name]) for name in weights]
 
@@ -375,15 +313,3 @@ def through(expected: Array, measured: Mapping[int, float]) -> Array:
     at, ratios = np.log(sorted(points)).T
     with np.errstate(divide="ignore"):
         return expected * np.exp(np.interp(np.log(expected), at, ratios))
-
-
-def _empty(layer: FactorLayer, ranks: Ranks) -> list[Factors]:
-    """Factors at these ranks, of zeros, for each group of a layer."""
-    filters, channels = layer.sides
-    out = np.zeros((filters, ranks.out))
-    if ranks.depthwise:
-        into = np.zeros((ranks.into, channels))
-        one = Factors(out, np.zeros((ranks.out, layer.kernel)), into, depthwise=True)
-    else:
-        one = Factors(out, np.zeros((ranks.out, channels)), None)
-    return [one] * layer.groups
