@@ -29,6 +29,9 @@ QUANTIZED = frozenset(
     }
 )
 
+FUSED = frozenset({"FusedConv", "FusedGemm", "FusedMatMul", "NhwcFusedConv"})
+"""Layers that ONNX Runtime has merged with what is around them, in its own domain."""
+
 KNOWN_DOMAINS = ("ai.onnx", "com.microsoft", "com.ms.internal")
 """What the domains of the operators that ONNX Runtime has start with, where they are not empty."""
 
@@ -87,13 +90,18 @@ def check_functions(model: ir.Model) -> None:
 
 
 def check_operators(model: ir.Model) -> None:
-    """ONNX Runtime knows their domains and does not crash on them, and none is of a quantized network."""
+    """ONNX Runtime knows their domains and does not crash on them, and no layers are quantized or merged."""
     for node in model.graph.all_nodes():
         known = not node.domain or node.domain.startswith(KNOWN_DOMAINS)
         if not known and node.op_identifier() not in model.functions:
             raise InputError(
                 f"ONNX Runtime does not know the operator {node.domain}.{node.op_type} (node '{node.name}'): "
                 "export the network with ONNX's own operators"
+            )
+        if node.domain.endswith("nchwc") or (node.domain and node.op_type in FUSED):
+            raise InputError(
+                f"optimized by ONNX Runtime (node '{node.name}', {node.op_type}): give the network as it was "
+                "exported"
             )
         if node.op_type in QUANTIZED:
             raise InputError(

@@ -31,6 +31,34 @@ def judged(outputs: Sequence[object]) -> list[np.ndarray]:
     return [y for y in arrays if y.dtype.kind == "f"] or arrays
 
 
+def graded(model: ir.Model) -> list[ir.Value]:
+    """The values that a network is judged by: its outputs, or what it chooses from.
+
+    Where none of them is of real numbers, class numbers stand for the scores that ArgMax chose them by.
+    """
+    outputs = list(model.graph.outputs)
+    if any(value.dtype is None or value.dtype.is_floating_point() for value in outputs):
+        return outputs
+    return [_chosen_from(value) for value in outputs]
+
+
+def _chosen_from(output: ir.Value) -> ir.Value:
+    value = output
+    while (node := value.producer()) is not None and node.inputs and node.inputs[0] is not None:
+        value = node.inputs[0]
+        if node.op_type == "ArgMax" and not node.domain:
+            return value if value.producer() is not None else output
+        if node.op_type not in {*PASSING, "Cast"}:
+            break
+    return output
+
+
+def grades(model: ir.Model) -> ir.Model:
+    """The network with what it is judged by as its outputs."""
+    values = graded(model)
+    return model if values == list(model.graph.outputs) else giving(model, [str(v.name) for v in values])
+
+
 def are_scores(shape: Sequence[int]) -> bool:
     """Whether outputs of this shape can be class scores: (N, 2 classes or more), trailing ones aside."""
     return len(shape) >= 2 and shape[1] >= 2 and math.prod(shape[2:]) == 1
@@ -43,7 +71,7 @@ def scores_of(model: ir.Model) -> ir.Value:
         InputError: when no output is (N, classes).
     """
     shapes = concrete_shapes(model)
-    for output in model.graph.outputs:
+    for output in graded(model):
         shape = shapes.get(str(output.name), ())
         floating = output.dtype is None or output.dtype.is_floating_point()
         if not floating or not are_scores(shape):

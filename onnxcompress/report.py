@@ -167,7 +167,7 @@ def compressed_lines(result: Compressed, layers: bool = False) -> list[Table | s
     lines += [f"trained after '{stage}': {what}" for stage, what in result.plan.trained.items()]
     if len(result.stages) == 1:
         lines.append("nothing to do: the output is the input network")
-    if result.stages[-1].cost.macs > result.stages[0].cost.macs:
+    if result.plan.rewrite and result.stages[-1].cost.macs > result.stages[0].cost.macs:
         lines.append("more MACs than before: LRN computes more as convolutions, and takes less time")
     if result.shortfall:
         lines.append(f"short of what was asked: {result.shortfall}")

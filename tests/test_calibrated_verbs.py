@@ -15,6 +15,7 @@ from onnxcompress.calibration.samples import Samples
 from onnxcompress.cli import app
 from onnxcompress.measure.closeness import closeness
 from onnxcompress.model import simplify
+from onnxcompress.plan import matches, members
 from tests.onnx_text import network
 from tests.training import small as quarters
 
@@ -66,6 +67,14 @@ def test_the_budget_is_met_within_a_hundredth(small, calibration):
     for result, kind, share in ((small, "macs", 0.3), (of_params, "params", 0.15)):
         before, after = (getattr(result.stages[index].cost, kind) for index in (0, -1))
         assert 0.99 * share <= after / before <= share
+
+
+@pytest.mark.parametrize("skip", ["classifier", "inception_4a/*", "*3x3*"])
+def test_layers_that_are_skipped_stay_under_a_budget(calibration, skip):
+    result = oc.compress(SHIPPED, data=calibration, target="macs=0.6", skip=[skip])
+    touched = {*result.plan.prune, *(each for name in result.plan.decompose for each in members(name))}
+    assert touched
+    assert not [name for name in touched if matches(name, [skip])]
 
 
 def test_filters_and_ranks_are_multiples_where_that_is_asked_for(calibration):

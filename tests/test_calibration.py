@@ -226,6 +226,15 @@ def test_calibration_data_of_every_kind(tmp_path):
     for source in (tmp_path / "x.npy", tmp_path / "named.npz", [{"x": x[:5]}, {"x": x[5:]}]):
         np.testing.assert_array_equal(read_samples(model, source).arrays["x"], x)
     assert len(read_samples(model, tmp_path / "x.npy", limit=7)) == 7
+    rated = network(
+        "g (float[N, 2] x, int64 rate) => (float[N, 2] y) { r = Cast <to = 1> (rate) y = Mul(x, r) }"
+    )
+    with pytest.raises(InputError, match="'rate' is one number for all samples"):
+        read_samples(rated, [{"x": x[:, :2, 0, 0], "rate": np.ones(12, np.int64)}])
+    two = network("g (float[N, 2] x, float[N, 2] z) => (float[N, 2] y) { y = Mul(x, z) }")
+    np.savez(tmp_path / "single.npz", x=x[:, :2, 0, 0], z=np.float32(1))
+    with pytest.raises(InputError, match="'z' is a single number"):
+        read_samples(two, tmp_path / "single.npz")
     with pytest.raises(InputError, match="leaves none"):
         read_samples(model, [{"x": x}], limit=0)
     np.savez(tmp_path / "labelled.npz", x=x, y=np.arange(12))

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import onnxcompress as oc
+from models.digits import SHIPPED
 from onnxcompress import checks, runtime
 from onnxcompress.shapes import stand_ins
 
@@ -392,3 +394,16 @@ def test_what_onnx_runtime_refuses_is_refused_at_once(run, folder):
         code, _, err = run(verb[0], "model.onnx", *verb[1:])
         assert code == 2
         assert "model.onnx: ONNX Runtime refuses the network" in err
+
+
+@pytest.mark.parametrize("level", ["ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"])
+def test_networks_that_onnx_runtime_optimized_are_refused(tmp_path, level):
+    options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 4
+    ort.InferenceSession(str(SHIPPED), options, providers=["CPUExecutionProvider"])
+    with pytest.raises(
+        oc.InputError, match=r"optimized\.onnx: optimized by ONNX Runtime .* as it was exported"
+    ):
+        oc.load(tmp_path / "optimized.onnx")

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy.special
 
 from onnxcompress.calibration.samples import Samples, read_samples
 from onnxcompress.data import Data
@@ -115,3 +116,42 @@ def test_a_network_that_gives_nan_agrees_with_nothing():
     broken = network("g (float[n, 6] x) => (float[n, 5] y) { y = MatMul(x, w) }", {"w": np.nan * W})
     found = closeness(original, broken, Samples({"x": X}, np.arange(12)))
     assert found.agreement == 0
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        "y = ArgMax <axis = 1, keepdims = 0> (s)",
+        """
+            a = ArgMax <axis = 1> (s) i = Cast <to = 6> (a) axes = Constant <value_ints = [1]> ()
+            y = Squeeze(i, axes)""",
+    ],
+)
+def test_class_numbers_stand_for_the_scores_that_they_were_chosen_by(behind):
+    kind = "int32" if "Cast" in behind else "int64"
+
+    def of(weights, last=behind, y=f"{kind}[n] y"):
+        return network(f"g (float[n, 6] x) => ({y}) {{ s = MatMul(x, w) {last} }}", {"w": weights})
+
+    def scores(weights):
+        return of(weights, "y = Identity(s)", "float[n, 5] y")
+
+    other = W + np.random.default_rng(3).standard_normal(W.shape).astype(np.float32)
+    samples = Samples({"x": X}, np.arange(len(X)))
+    assert scores_of(of(W)).name == "s"
+    assert closeness(of(W), of(other), samples) == closeness(scores(W), scores(other), samples)
+    labels = (X @ W).argmax(axis=1)
+    data = Data("numbers", X, labels)
+    found, expected = (evaluate(given(other), data, reference=given(W)) for given in (of, scores))
+    assert found == expected
+    assert 0 < found.top1 == found.agreement < 1
+
+
+def test_probabilities_that_are_rounded_do_no_negative_damage():
+    random = np.random.default_rng(0)
+    p = scipy.special.softmax(random.standard_normal((1000, 50)).astype(np.float32), axis=1)
+    q = scipy.special.softmax(np.log(p) + random.normal(0, 1e-5, p.shape).astype(np.float32), axis=1)
+    damage = Damage()
+    damage.add([p], [q * np.float32(1 + 1e-6)])
+    assert damage.of_samples().min() >= 0
+    assert damage.of_samples().max() < 1e-8

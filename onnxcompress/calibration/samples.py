@@ -289,6 +289,13 @@ def _check_finite(arrays: dict[str, np.ndarray]) -> None:
 
 
 def _check(arrays: dict[str, np.ndarray], inputs: dict) -> int:
+    for name, array in arrays.items():
+        if not inputs[name].shape:
+            raise InputError(
+                f"the input '{name}' is one number for all samples: write it into the network as a constant"
+            )
+        if not array.ndim:
+            raise InputError(f"'{name}' is a single number: give an array with an entry per sample")
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) != 1:
         raise InputError(f"the inputs have different numbers of samples: {counts}")

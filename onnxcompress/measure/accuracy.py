@@ -10,13 +10,17 @@ import onnxruntime as ort
 from onnxcompress.data import Data, batches, open_data, subset
 from onnxcompress.errors import InputError
 from onnxcompress.measure.damage import VARYING, Damage, log_probabilities
-from onnxcompress.outputs import are_scores, judged
+from onnxcompress.model import load
+from onnxcompress.outputs import are_scores, grades, judged
 from onnxcompress.preprocessing import Preprocessing, from_metadata
 from onnxcompress.progress import Steps
 from onnxcompress.runtime import DTYPES, runs, session
 from onnxcompress.shapes import fixed_sizes, times
 
 TOP = 5
+
+REAL = frozenset(type_ for type_, dtype in DTYPES.items() if dtype.kind == "f")
+"""ONNX Runtime's names of the types of real numbers."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,8 @@ def evaluate(
             f"{data.name}: has no labels, and there is no reference to compare with: add labels.csv or a "
             "folder per class, or give --reference"
         )
-    tested = session(model)
-    other = None if reference is None else session(reference)
+    tested = _runnable(model)
+    other = None if reference is None else _runnable(reference)
     value = _only_input(tested)
     if other is not None and not _take_the_same(value, _only_input(other)):
         ours, theirs = (times(each.shape[1:]) for each in (value, _only_input(other)))
@@ -202,6 +206,13 @@ def _joined(found: list[_Measured], attribute: str, axis: int = 0) -> np.ndarray
     """An attribute of all batches that have it; None if none has."""
     parts = [part for each in found if (part := getattr(each, attribute)) is not None]
     return np.concatenate(parts, axis=axis) if parts else None
+
+
+def _runnable(model: ir.Model | str | Path) -> ort.InferenceSession:
+    found = session(model)
+    if any(output.type in REAL for output in found.get_outputs()):
+        return found
+    return session(grades(load(model)))
 
 
 def _only_input(runnable: ort.InferenceSession) -> ort.NodeArg:

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from onnxcompress.calibration.samples import Samples, fed
 from onnxcompress.measure.damage import Damage
-from onnxcompress.outputs import are_scores, judged
+from onnxcompress.outputs import are_scores, grades, judged
 from onnxcompress.runtime import own, run, session
 
 
@@ -33,7 +33,7 @@ class Closeness:
 
 def closeness(original: ir.Model, network: ir.Model, samples: Samples) -> Closeness:
     """Run both networks over the samples."""
-    first, second = session(original), session(network)
+    first, second = session(grades(original)), session(grades(network))
     damage, same, best = Damage(samples.values), [], set[int]()
     for places, feeds in fed(samples, first):
         a, b = (

@@ -15,6 +15,9 @@ CONSTANT = 1e-12
 """Variance, relative to the mean square, below which outputs count as the same for all samples."""
 
 
+LEAST = 1e-12
+"""Probability that every class has at least, so that it has a logarithm."""
+
 VARYING = (
     "an output has as many entries as the network finds objects and cannot be compared: cut the network "
     "before its NonMaxSuppression (or NonZero), and put that behind the result"
@@ -52,7 +55,7 @@ class Damage:
             p, q = (np.asarray(each, np.float64).reshape(len(each), -1) for each in (a, b))
             if not self._values and are_scores(a.shape):
                 p, q = log_probabilities(p), log_probabilities(q)
-                errors.append(np.sum(np.exp(p) * (p - q), axis=1))
+                errors.append(np.maximum(np.sum(np.exp(p) * (p - q), axis=1), 0))  # but for rounding it is
             else:
                 sums += p.size, p.sum(), np.sum(p**2)
                 errors.append(np.mean((p - q) ** 2, axis=1))
@@ -83,5 +86,6 @@ def _spread(count: float, total: float, squares: float) -> float:
 def log_probabilities(scores: Array) -> Array:
     """Of class scores, (n, classes), which may be probabilities already: logarithms, natural."""
     if scores.min() >= 0 and np.allclose(scores.sum(axis=1), 1, atol=1e-3):
-        return np.log(np.maximum(scores, 1e-12))
+        likely = np.maximum(scores, LEAST)
+        return np.log(likely / likely.sum(axis=1, keepdims=True))
     return log_softmax(scores, axis=1)

@@ -16,7 +16,7 @@ from onnxcompress.factoring.fitted import (
     response_error,
 )
 from onnxcompress.layers import FactorLayer
-from onnxcompress.plan import Plan, Ranks, matches
+from onnxcompress.plan import Plan, Ranks
 from onnxcompress.planning.budget import Decision, GroupChoice, LayerChoice, Problem, ranks_of
 from onnxcompress.pruning.channels import ChannelGraph, Group
 from onnxcompress.pruning.elimination import Elimination, Reader, clusters, eliminate
@@ -71,7 +71,6 @@ def choices(
     kind: str,
     fixed: float,
     round_to: int = 1,
-    skip: Sequence[str] = (),
 ) -> Choices:
     """All choices for a network.
 
@@ -79,22 +78,16 @@ def choices(
         graph: its channels, settled.
         groups: of them, those that may lose some.
         layers: of the network.
-        options: of each layer whose responses are known (see `possible`), by layer.
+        options: of layers that may be factored and whose responses are known (see `possible`), by layer.
         reading: what reads the channels (see `elimination.readers`).
         sensitivity: damage to the output for each unit of a response's variance that is lost, by layer.
         kind: of cost: ``macs``, ``params`` or ``size``.
         fixed: cost of all that is not among the layers.
         round_to: layers keep a multiple of so many filters, or all.
-        skip: glob patterns of layers that keep their ranks.
     """
     known = {layer.name: layer for layer in layers if layer.shape}
     offered = {
-        name: layer_choice(
-            layer,
-            [] if matches(name, skip) else options.get(name, []),
-            sensitivity.get(name, np.inf),
-            kind,
-        )
+        name: layer_choice(layer, options.get(name, []), sensitivity.get(name, np.inf), kind)
         for name, layer in known.items()
     }
     entries = [(entry.node.name, entry) for entry in graph.parameters]

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onnxcompress.factoring.fitted import Components
 from onnxcompress.layers import FactorLayer
-from onnxcompress.plan import Plan
+from onnxcompress.plan import Plan, matches
 from onnxcompress.planning.budget import Decision, Problem, decide, expected_damage
 from onnxcompress.planning.choices import Options, choices, possible
 from onnxcompress.planning.costs import layer_cost, planned_cost
@@ -153,7 +153,6 @@ class Planner:
             kind=kind,
             fixed=self.total - own,
             round_to=round_to,
-            skip=self.skip,
         )
         # All but one as well: by its first quarter a block that nothing gets past would seem cheap.
         for share in (0.25, 1.0):
@@ -216,7 +215,8 @@ class Planner:
     def _look(self, layer: FactorLayer) -> Look:
         moments = self.survey.moments[layer.name]
         parts = products(layer, moments)
-        options, chains = possible(layer, moments, parts, self.round_to)
+        may_change = not matches(layer.name, self.skip)
+        options, chains = possible(layer, moments, parts, self.round_to) if may_change else ([], [])
         if chains:
             return Look(parts, options, len(options), *chained(layer, moments, chains))
         number = self._half(layer, options)

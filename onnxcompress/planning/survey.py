@@ -26,7 +26,7 @@ from onnxcompress.factoring.fitted import (
 )
 from onnxcompress.layers import FactorLayer, factor_layers, set_weights
 from onnxcompress.measure.damage import Damage
-from onnxcompress.outputs import judged
+from onnxcompress.outputs import graded, judged
 from onnxcompress.plan import Ranks
 from onnxcompress.progress import Steps
 from onnxcompress.pruning.analysis import analyse
@@ -168,7 +168,7 @@ def measured_damage(
     samples = replace(chosen, chosen=chosen.chosen[spread(len(chosen), PROBES)])
     stages = Stages(network, fitted_layers(survey.layers), samples)
     place = {layer.name: stage for stage, members in enumerate(stages.layers) for layer in members}
-    outputs = [str(value.name) for value in network.graph.outputs]
+    outputs = [str(value.name) for value in graded(network)]
     original: list[list[np.ndarray]] = []
     found: dict[Name, float] = {}
     for stage in range(len(stages.layers)):
