@@ -192,10 +192,12 @@ def compress(
         check_trainable(simplify(original), data.labels, training.epochs, training.recipe)
     if method not in ("", "joint", "paper"):
         raise InputError(f"method: '{method}' is not one of joint, paper")
-    if method and budgeted != (method == "joint"):
-        raise InputError("method: joint needs a target or an accuracy to keep; paper takes neither")
+    if method == "joint" and not budgeted:
+        raise InputError("method: joint needs a target or an accuracy to keep")
+    if method == "paper" and budgeted:
+        raise InputError("method: paper takes no target and no accuracy to keep; leave out one or the other")
     if keep_accuracy is not None and not 0 < keep_accuracy <= 1:
-        raise InputError(f"keep-accuracy: {keep_accuracy} is not in (0, 1]")
+        raise InputError(f"keep-accuracy: {keep_accuracy} is not in (0, 1]; 99 % is 0.99")
     if target and keep_accuracy is not None:
         raise InputError("give a target or an accuracy to keep, not both")
     if budgeted:

@@ -194,7 +194,8 @@ def _image_reader(
         raise InputError(
             f"{data.name}: images need preprocessing, and the network carries none: say how they are "
             "prepared (PyTorch's for ImageNet: --channel-order RGB --mean 123.675,116.28,103.53 "
-            "--scale 0.01712,0.01751,0.01743 --resize 256x256; from Python: onnxcompress.Preprocessing)"
+            "--scale 0.01712,0.01751,0.01743; of one channel, from 0 to 1: --channel-order GRAY --mean 0 "
+            "--scale 0.00392157; from Python: onnxcompress.Preprocessing)"
         )
     if len(shape) != 3 or dtype.kind != "f":
         raise InputError(f"{data.name}: images cannot be fed to a network that takes {dtype} {times(shape)}")
@@ -296,13 +297,15 @@ def _open_arrays(path: Path) -> Data:
         loaded = np.load(path, mmap_mode="r", allow_pickle=False)
         if isinstance(loaded, NpzFile):
             with loaded:
+                names = list(loaded)
                 arrays = {name: loaded[name] for name in ("x", "y") if name in loaded}
         else:
             arrays = {"x": loaded}
     except Exception as error:  # NumPy and zipfile raise many kinds for damaged files
         raise InputError(f"{path}: cannot be read: {one_line(error)}") from None
     if "x" not in arrays:
-        raise InputError(f"{path}: holds no array 'x'")
+        held = f", but {', '.join(map(repr, names))}" if names else ""
+        raise InputError(f"{path}: holds no array 'x'{held}")
     x, y = arrays["x"], arrays.get("y")
     if x.ndim < 2 or len(x) == 0 or x.dtype.kind not in "fiub":
         raise InputError(f"{path}: 'x' is {x.dtype} {times(x.shape)}; expected numbers, (samples, …)")

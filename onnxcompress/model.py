@@ -54,7 +54,8 @@ def load(source: str | Path | ir.Model) -> ir.Model:
         return source
     path = Path(source)
     if not path.is_file():
-        raise InputError(f"{path}: {'is not a file' if path.exists() else 'no such file'}")
+        what = "is a folder" if path.is_dir() else "is not a file" if path.exists() else "no such file"
+        raise InputError(f"{path}: {what}")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty")
     try:

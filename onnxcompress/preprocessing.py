@@ -83,6 +83,17 @@ class View:
     zoom: float = 1.0
 
 
+def in_words(p: Preprocessing) -> str:
+    """What is done to an image, on one line."""
+
+    def listed(numbers: tuple[float, ...]) -> str:
+        return ",".join(f"{number:g}" for number in numbers)
+
+    size = "their own size" if p.resize is None else f"warped to {p.resize[0]}x{p.resize[1]}"
+    crop = "the network's input" if p.crop is None else f"{p.crop[0]}x{p.crop[1]}"
+    return f"{p.channel_order}, mean {listed(p.mean)}, scale {listed(p.scale)}, {size}, cropped to {crop}"
+
+
 def attach(model: ir.Model, p: Preprocessing) -> None:
     """Write the preprocessing into the network's metadata, in place of any that is there."""
     model.metadata_props[METADATA_KEY] = json.dumps(asdict(p))

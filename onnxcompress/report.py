@@ -159,19 +159,27 @@ def compressed_lines(result: Compressed, layers: bool = False) -> list[Table | s
     lines += kept_lines(result)
     if result.fitted is not None:
         lines += fitted_lines(result.fitted)
-    elif len(result.stages) > 1:
-        lines.append(
-            "its accuracy was not looked at: 'evaluate' measures it, with --data weights are fitted, and "
-            "'finetune' trains them"
-        )
     lines += [f"trained after '{stage}': {what}" for stage, what in result.plan.trained.items()]
     if len(result.stages) == 1:
         lines.append("nothing to do: the output is the input network")
     if result.plan.rewrite and result.stages[-1].cost.macs > result.stages[0].cost.macs:
         lines.append("more MACs than before: LRN computes more as convolutions, and takes less time")
+    return [*lines, *warnings(result)]
+
+
+def warnings(result: Compressed) -> list[str]:
+    """What is to be thought of before a result is used."""
+    found = []
+    if result.fitted is None and (result.plan.prune or result.plan.decompose):
+        found.append(
+            "no weights were fitted, and its accuracy was not looked at: most networks are useless like "
+            "this. Give --data, or train it with 'finetune'; 'evaluate' measures it"
+        )
+    if result.fitted is not None:
+        found += _warnings_of_fit(result.fitted)
     if result.shortfall:
-        lines.append(f"short of what was asked: {result.shortfall}")
-    return lines
+        found.append(f"short of what was asked: {result.shortfall}")
+    return found
 
 
 def stages_table(result: Compressed) -> Table:
@@ -201,16 +209,6 @@ def fitted_lines(fitted: Fitted) -> list[str]:
     lines += [
         f"not fitted: {', '.join(layers)}: {why}" for why, layers in _by_reason(fitted.unfitted).items()
     ]
-    total = fitted.fit + fitted.choose + fitted.report
-    if total < FEW:
-        lines.append(
-            f"{total} samples are few: what fits them may not hold for others; better are 100 to 1000"
-        )
-    if close.classes == 1:
-        lines.append(
-            "all have the same best class: give --values if the outputs are numbers, not class scores; else "
-            "see whether --channel-order, --mean, --scale and --resize are those that the network needs"
-        )
     if close.agreement is not None and fitted.report < FEW:
         # Of one success and one failure more (Agresti and Coull 1998): of 100 % too, the error is not 0.
         share = (close.agreement * fitted.report + 1) / (fitted.report + 2)
@@ -219,10 +217,29 @@ def fitted_lines(fitted: Fitted) -> list[str]:
     return lines
 
 
+def _warnings_of_fit(fitted: Fitted) -> list[str]:
+    found = []
+    total = fitted.fit + fitted.choose + fitted.report
+    if total < FEW:
+        found.append(
+            f"{total} samples are few: what fits them may not hold for others; better are 100 to 1000"
+        )
+    if fitted.closeness.classes == 1:
+        found.append(
+            "all have the same best class: give --values if the outputs are numbers, not class scores; else "
+            "see whether --channel-order, --mean, --scale and --resize are those that the network needs"
+        )
+    return found
+
+
 def _closeness(fitted: Fitted) -> str:
     close = fitted.closeness
     same = "" if close.agreement is None else f"{100 * close.agreement:.1f} % the same best class, "
-    expected = "" if fitted.expected_damage is None else f" ({fitted.expected_damage:.3g} expected unfitted)"
+    expected = (
+        ""
+        if fitted.expected_damage is None
+        else f" (before fitting, by estimate {fitted.expected_damage:.3g})"
+    )
     return f"{same}damage {close.damage:.3g}{expected}"
 
 
@@ -254,7 +271,7 @@ def tradeoff_table(points: Sequence[Point]) -> Table:
         ]
         for point in points
     ]
-    return table("", ["share", "params", "MACs", "same best class", "damage", "expected unfitted"], rows)
+    return table("", ["share", "params", "MACs", "same best class", "damage", "before fitting"], rows)
 
 
 def tradeoff_json(points: Sequence[Point]) -> dict[str, Any]:
@@ -345,7 +362,7 @@ def _by_reason(reasons: Mapping[str, Reason]) -> dict[Reason, list[str]]:
 
 
 def compressed_json(result: Compressed) -> dict[str, Any]:
-    """Keys: stages, layers, kept, unknown_operators, shortfall, fitted."""
+    """Keys: stages, layers, kept, unknown_operators, shortfall, fitted, warnings."""
     return {
         "stages": [
             {
@@ -361,6 +378,7 @@ def compressed_json(result: Compressed) -> dict[str, Any]:
         "unknown_operators": result.unknown,
         "shortfall": result.shortfall,
         "fitted": None if result.fitted is None else fitted_json(result.fitted),
+        "warnings": warnings(result),
     }
 
 

@@ -250,7 +250,7 @@ def with_weights(path: str, change) -> None:
     ("arguments", "message"),
     [
         (["prune", "none.onnx", "-o", "out.onnx"], "no such file"),
-        (["prune", ".", "-o", "out.onnx"], "is not a file"),
+        (["prune", ".", "-o", "out.onnx"], "is a folder"),
         (["inspect", "/dev/null"], "is not a file"),
         (["prune", "empty.onnx", "-o", "out.onnx"], "is empty"),
         (["prune", "truncated.onnx", "-o", "out.onnx"], "truncated, or not an ONNX file; fetch"),

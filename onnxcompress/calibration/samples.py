@@ -248,7 +248,8 @@ def _gathered(source: Iterable[Feeds], names: set[str]) -> dict[str, np.ndarray]
     for number, each in enumerate(feeds):
         if not isinstance(each, Mapping) or set(each) != names:
             raise InputError(
-                f"feed {number} must be a dictionary with an array for each of: {', '.join(names)}"
+                f"feed {number} must be a dictionary with an array for each of: {', '.join(names)}; "
+                "samples of one array are Data('name', array, None)"
             )
     if not feeds:
         raise InputError("the calibration data holds no feeds")

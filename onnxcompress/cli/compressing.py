@@ -102,7 +102,7 @@ def prune(
         refuse(context, ("flops_weight", "labels"), "applies to Taylor importance: give --criterion taylor")
     if iterative or criterion not in ("", *DATA_CRITERIA):
         refuse(context, ("stats",), "applies to criteria that need the statistics of the data")
-    preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
+    preprocessing = preprocessing_of(context, network, data, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(context, data, preprocessing, limit, stats, labels, values, mirror)
     with progress_bar(quiet) as advance:
         result = verbs.prune(
@@ -154,7 +154,7 @@ def decompose(
     share the factors. Depthwise layers and those whose chain would not have fewer MACs stay as they are.
     """
     network = read(model, output, data, stats)
-    preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
+    preprocessing = preprocessing_of(context, network, data, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(context, data, preprocessing, limit, stats, values=values, mirror=mirror)
     with progress_bar(quiet) as advance:
         result = verbs.decompose(
@@ -241,7 +241,7 @@ def compress(
         refuse(context, ("epochs",), "applies to --finetune, which is not given")
     if not finetune and criterion != "taylor":
         refuse(context, ("labels",), "applies to --finetune and to --criterion taylor")
-    preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
+    preprocessing = preprocessing_of(context, network, data, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(context, data, preprocessing, limit, stats, labels, values, mirror)
     with progress_bar(quiet) as advance:
         result = verbs.compress(
@@ -286,7 +286,7 @@ def apply(
 ) -> int:
     """Do what a plan says, no more and no less."""
     network = read(model, output, plan, data, write_plan=False)
-    preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
+    preprocessing = preprocessing_of(context, network, data, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(context, data, preprocessing, limit, None, values=values, mirror=mirror)
     with progress_bar(quiet) as advance:
         result = verbs.apply(network, plan, data=calibration, progress=advance)

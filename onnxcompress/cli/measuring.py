@@ -105,7 +105,7 @@ def tradeoff(
         if plot.suffix.lower() != ".png":
             raise InputError(f"{plot}: what is drawn is a PNG: give a name that ends in .png")
     network = load(model)
-    preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
+    preprocessing = preprocessing_of(context, network, data, channel_order, mean, scale, resize, crop)
     calibration = calibration_of(context, data, preprocessing, limit, stats, values=values, mirror=mirror)
     assert calibration is not None
     with progress_bar(quiet) as advance:
@@ -130,6 +130,7 @@ def tradeoff(
 
 
 def evaluate(
+    context: typer.Context,
     model: Model,
     data: Annotated[
         Path,
@@ -157,7 +158,7 @@ def evaluate(
     Top-1 and top-5 on labelled data; with --reference, how close the outputs are to those of that network.
     """
     network = load(model)
-    preprocessing = preprocessing_of(network, channel_order, mean, scale, resize, crop)
+    preprocessing = preprocessing_of(context, network, data, channel_order, mean, scale, resize, crop)
     with progress_bar(quiet) as advance:
         found = verbs.evaluate(
             network,

@@ -9,9 +9,10 @@ import onnx_ir as ir
 import typer
 
 from onnxcompress.calibration.given import Calibration
+from onnxcompress.cli.terminal import stderr
 from onnxcompress.errors import InputError
 from onnxcompress.model import check_output
-from onnxcompress.preprocessing import CHANNELS, Preprocessing, read
+from onnxcompress.preprocessing import CHANNELS, Preprocessing, in_words, read
 
 Model = Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
@@ -89,8 +90,6 @@ KeepAccuracy = Annotated[
     typer.Option(
         help="Look for the smallest network, down to a tenth of the MACs, that keeps this share of the "
         "top-1 choices. Counted on one in ten of the samples.",
-        min=0,
-        max=1,
     ),
 ]
 Method = Annotated[
@@ -122,14 +121,19 @@ def refuse(context: typer.Context, names: Sequence[str], why: str) -> None:
 
 
 def preprocessing_of(
+    context: typer.Context,
     network: ir.Model,
+    data: Path | None,
     channel_order: str | None,
     mean: str | None,
     scale: str | None,
     resize: str | None,
     crop: str | None,
 ) -> Preprocessing | None:
-    """What the options change of the preprocessing that a network carries; None where they change nothing."""
+    """What the options change of the preprocessing that a network carries; None where they change nothing.
+
+    Where there are images to prepare, how they will be is said.
+    """
     changes: dict[str, Any] = {}
     if channel_order is not None:
         changes["channel_order"] = channel_order
@@ -139,12 +143,18 @@ def preprocessing_of(
     for name, text, none in (("resize", resize, "none"), ("crop", crop, "input")):
         if text is not None:
             changes[name] = size(name, text, none)
-    if not changes:
-        return None
-    start = read(network) or Preprocessing(resize=_larger(network))
-    if changes.get("channel_order") == "GRAY" and "mean" not in changes and len(start.mean) > 1:
-        raise InputError("--mean: GRAY has one channel: give one number, 0 for none")
-    return replace(start, **changes)
+    if changes and data is not None and data.is_file():
+        raise InputError(f"{data}: preprocessing is for images; arrays are fed as they are")
+    found = carried = read(network)
+    if changes:
+        start = carried or Preprocessing(resize=_larger(network))
+        if changes.get("channel_order") == "GRAY" and "mean" not in changes and len(start.mean) > 1:
+            raise InputError("--mean: GRAY has one channel: give one number, 0 for none")
+        found = replace(start, **changes)
+    silent = context.params["quiet"] or context.params["as_json"]
+    if found is not None and data is not None and data.is_dir() and not silent:
+        stderr.print(f"images: {in_words(found)}")
+    return found if changes else None
 
 
 def _larger(network: ir.Model) -> tuple[int, int]:

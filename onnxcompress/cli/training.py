@@ -141,6 +141,7 @@ def finetune(
     steps = None
     if solver is not None:
         recipe, steps = read_solver(solver, recipe)
+    preprocessing = preprocessing_of(context, network, data, channel_order, mean, scale, resize, crop)
     checkpoint = output.with_name(f"{output.name}.checkpoint")
     if checkpoint.exists() and not resume:
         raise InputError(f"{checkpoint}: of a run that was interrupted: --resume goes on, or remove it")
@@ -169,7 +170,7 @@ def finetune(
                 mirror=mirror,
                 zoom=zoom,
                 plan=plan,
-                preprocessing=preprocessing_of(network, channel_order, mean, scale, resize, crop),
+                preprocessing=preprocessing,
                 values=values,
                 checkpoint_file=checkpoint,
                 resume=resume,

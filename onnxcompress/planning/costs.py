@@ -41,14 +41,15 @@ def parse_target(text: str) -> Target:
     Raises:
         InputError: when it names none.
     """
-    kind, _, number = text.partition("=")
+    kind, _, number = str(text).partition("=")
     try:
         share = float(number)
     except ValueError:
         share = np.nan
     if kind not in KINDS or not 0 < share < 1:
         raise InputError(
-            f"target: '{text}' is not one; give macs=0.5, params=0.3 or size=0.3: the share that may stay"
+            f"target: '{text}' is not one; give macs=0.5, params=0.3 or size=0.3: the share that may stay "
+            "(macs=0.5 is 50 %, or two times smaller)"
         )
     return Target(kind, share)
 
