@@ -151,6 +151,31 @@ def test_what_was_not_looked_at_is_said(run, folder):
     np.savez("data.npz", x=np.random.default_rng(0).random((20, 3, 8, 8), np.float32))
     _, out, _ = run("prune", "model.onnx", "-o", "out.onnx", "--data", "data.npz")
     assert "not looked at" not in out
+    without, few = (
+        " ".join(json.loads(run("prune", "model.onnx", "-o", "out.onnx", "--json", *data)[1])["warnings"])
+        for data in ((), ("--data", "data.npz"))
+    )
+    assert "no weights were fitted" in without
+    assert "20 samples are few" in few
+
+
+def test_how_images_are_prepared_is_said_and_arrays_are_not_prepared(run, folder):
+    (folder / "images").mkdir()
+    for number in range(12):
+        Image.new("RGB", (9, 9), (number, 0, 0)).save(folder / "images" / f"{number}.png")
+    options = ("--data", "images", "--mean", "0", "--scale", "0.5", "--resize", "8x8")
+    said = "images: BGR, mean 0, scale 0.5, warped to 8x8, cropped to the network's input"
+    for command in (
+        ("evaluate", "model.onnx", "--reference", "model.onnx"),
+        ("prune", "model.onnx", "-o", "out.onnx"),
+    ):
+        assert said in run(*command, *options)[2]
+        assert "images:" not in run(*command, *options, "-q")[2]
+    np.savez("data.npz", x=np.zeros((20, 3, 8, 8), np.float32))
+    code, _, err = run(
+        "evaluate", "model.onnx", "--reference", "model.onnx", "--data", "data.npz", "--mean", "0"
+    )
+    assert (code, "arrays are fed as they are" in err) == (2, True)
 
 
 def test_short_of_the_target_is_said_even_quietly(run, folder):
