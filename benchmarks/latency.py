@@ -12,6 +12,7 @@ import onnx_ir as ir
 from rich.console import Console
 
 import onnxcompress as oc
+from models.digits import SHIPPED
 from onnxcompress import report
 from onnxcompress.plots import AFTER, finish, new_figure
 
@@ -86,7 +87,7 @@ def draw(names: list[str], ratios: list[float], path: Path) -> None:
 
 
 def _networks(files: list[Path]) -> dict[str, ir.Model]:
-    networks = {"digits_inception": oc.load(ROOT / "models" / "digits_inception.onnx")}
+    networks = {"digits_inception": oc.load(SHIPPED)}
     networks |= {file.stem: oc.load(file) for file in files}
     for folder in sorted(SHARED.iterdir()) if SHARED.is_dir() else []:
         for weights in folder.glob("*.caffemodel"):

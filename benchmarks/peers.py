@@ -28,6 +28,7 @@ import onnx_ir as ir
 from rich.console import Console
 
 import onnxcompress as oc
+from models.digits import SHIPPED
 from models.digits_data import load_digits_parts
 from onnxcompress.data import Data, batches, open_data, subset
 from onnxcompress.drafts import write_text
@@ -169,7 +170,7 @@ def networks(pattern: str) -> Iterator[Network]:
         calibration, evaluation = (
             Data(f"digits/{name}", *load_digits_parts()[name]) for name in ("calibration", "test")
         )
-        model = oc.load(ROOT / "models" / "digits_inception.onnx")
+        model = oc.load(SHIPPED)
         yield Network("digits_inception", model, replace(calibration, labels=None), evaluation)
     for folder in ("bvlc_googlenet", "squeezenet_v1.0"):
         for weights in (SHARED / "models" / folder).glob("*.caffemodel"):

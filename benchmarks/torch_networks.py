@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from onnxcompress.model import refresh, weights_of
+from onnxcompress.model import refresh
+from onnxcompress.weights import weights_of
 
 LAYERS = ("Conv", "Gemm")
 

@@ -19,12 +19,12 @@ import onnx_ir as ir
 from rich.console import Console
 
 import onnxcompress as oc
+from models.digits import SHIPPED
 from onnxcompress.model import simplify
 from onnxcompress.report import table
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOGLENET = ROOT.parent / "shared" / "data" / "models" / "bvlc_googlenet"
-SHIPPED = ROOT / "models" / "digits_inception.onnx"
 WARM_UP = 3
 """Steps that are not timed."""
 

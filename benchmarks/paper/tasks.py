@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 import onnxcompress as oc
 from benchmarks.paper.settings import Settings
+from models.digits import SHIPPED
 from models.digits_data import load_digits_parts
 from onnxcompress import preprocessing
 from onnxcompress.data import Data, open_data, pick
@@ -50,7 +51,7 @@ class Task:
 def digits() -> Task:
     """The network that ships with the project, which needs no fine-tuning."""
     parts = {name: Data(f"digits/{name}", *part) for name, part in load_digits_parts().items()}
-    model = oc.load(ROOT / "models" / "digits_inception.onnx")
+    model = oc.load(SHIPPED)
     return Task("digits", model, parts["train"], parts["calibration"], parts["test"])
 
 

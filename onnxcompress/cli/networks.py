@@ -7,11 +7,11 @@ import onnx_ir as ir
 from onnxcompress import report
 from onnxcompress.cli.terminal import DONE, SHORT, show, stderr
 from onnxcompress.drafts import write_text
-from onnxcompress.model import check_output, copy, files_of, load, save
+from onnxcompress.model import check_output, copy, load, save
 from onnxcompress.plan import to_yaml
 from onnxcompress.results import Compressed
 from onnxcompress.runtime import runner
-from onnxcompress.weights import fit_one_message
+from onnxcompress.weights import files_of, fit_one_message
 
 
 def read(source: Path, output: Path, *others: Path | None, write_plan: bool = True) -> ir.Model:

@@ -8,6 +8,7 @@ import onnx_ir as ir
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from onnxcompress.layers import CONVOLUTIONS
 from onnxcompress.plan import matches
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Group
 from onnxcompress.pruning.silence import all_zero, silent_sets, zero_filters
@@ -80,7 +81,7 @@ def is_convolutional(model: ir.Model, graph: ChannelGraph) -> bool:
     return any(
         node.name in starting or not (node.inputs[0] is None or node.inputs[0].is_graph_input())
         for node in model.graph
-        if node.op_type in ("Conv", "ConvTranspose")
+        if node.op_type in CONVOLUTIONS
     )
 
 

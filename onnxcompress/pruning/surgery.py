@@ -5,6 +5,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.errors import InputError
+from onnxcompress.layers import CONVOLUTIONS
 from onnxcompress.model import refresh
 from onnxcompress.pruning.analysis import analyse
 from onnxcompress.pruning.channels import Atoms, ChannelGraph, Layer
@@ -60,7 +61,7 @@ def filters_gone(model: ir.Model, filters: dict[str, list[int]]) -> dict[ir.Node
     found = {layer.node: np.isin(graph.set_of[layer.atoms], removed) for layer in graph.layers}
     for entry in graph.parameters:
         node = entry.node
-        if node.op_type in ("Conv", "ConvTranspose") and node not in found and entry.axis == 0:
+        if node.op_type in CONVOLUTIONS and node not in found and entry.axis == 0:
             channels = np.isin(graph.set_of[entry.atoms], removed).ravel()
             multiplier = graph.shape(node.outputs[0])[1] // len(channels)
             found[node] = np.repeat(channels, multiplier)

@@ -12,7 +12,7 @@ from onnxcompress.data import Data, open_data
 from onnxcompress.errors import InputError, naming
 from onnxcompress.lrn import whole_bands
 from onnxcompress.measure.accuracy import Accuracy, evaluate
-from onnxcompress.model import files_of, load, simplify
+from onnxcompress.model import load, simplify
 from onnxcompress.plan import Plan, read_plan
 from onnxcompress.progress import Progress, Steps, steps_of
 from onnxcompress.shapes import fixed_sizes, taking
@@ -26,6 +26,7 @@ from onnxcompress.training.rates import DISTURBANCE, find_rate
 from onnxcompress.training.runs import Epoch, Run, go, keeper, restored
 from onnxcompress.training.teaching import Teaching, check_takes, shared_responses, teaching_of
 from onnxcompress.training.trainer import Batch, Recipe, start, train
+from onnxcompress.weights import files_of
 
 HEAD_RATE = 10.0
 """By which a new classifier learns faster than the layers before it, as in Caffe's examples."""
