@@ -119,7 +119,7 @@ def matmul(graph: ChannelGraph, node: ir.Node) -> None:
     weight, data = constant(node.inputs[side]), node.inputs[1 - side]
     rank = len(graph.shape(data))
     if len(graph.shape(weight)) != 2 or rank < 2:
-        raise NoRuleError("only constant matrices are covered")
+        raise NoRuleError("only products of a matrix with arrays of two or more axes are covered")
     axis = rank - 1 if side == 1 else rank - 2
     atoms = graph.atoms(data)
     if atoms is not None and atoms.shape[axis] == 1 < atoms.size:
