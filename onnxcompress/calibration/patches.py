@@ -74,8 +74,9 @@ def patches(
         after those of the other.
     """
     random = np.random.default_rng(seed)
-    if x.size // x.shape[-1] % samples if layer.node.op_type in PRODUCTS else len(x) % samples:
-        samples, count = 1, samples * count  # they are not apart
+    entries_in_all = x.size // x.shape[-1] if layer.node.op_type in PRODUCTS else len(x)
+    if entries_in_all % samples:  # which are whose is not known
+        samples, count = 1, samples * count
 
     def drawn(positions: int) -> NDArray[np.int64]:
         each = [

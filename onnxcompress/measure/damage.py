@@ -55,7 +55,7 @@ class Damage:
             p, q = (np.asarray(each, np.float64).reshape(len(each), -1) for each in (a, b))
             if not self._values and are_scores(a.shape):
                 p, q = log_probabilities(p), log_probabilities(q)
-                errors.append(np.maximum(np.sum(np.exp(p) * (p - q), axis=1), 0))  # but for rounding it is
+                errors.append(np.maximum(np.sum(np.exp(p) * (p - q), axis=1), 0))  # rounding
             else:
                 sums += p.size, p.sum(), np.sum(p**2)
                 errors.append(np.mean((p - q) ** 2, axis=1))
