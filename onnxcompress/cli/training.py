@@ -108,7 +108,9 @@ def finetune(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train the weights, to do as a teacher does, by labels, or both.
+    """Train the weights of a network.
+
+    To do as a teacher does, by labels, or both.
 
     A teacher needs no labels: its answers are matched, or with --plan what each of its layers gives, which
     is better where samples are few.
