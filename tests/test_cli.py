@@ -14,7 +14,7 @@ from PIL import Image
 
 import onnxcompress as oc
 from onnxcompress import preprocessing
-from onnxcompress.cli.terminal import show
+from onnxcompress.cli.terminal import Printed, show
 from tests.networks import Builder
 
 COMMANDS = [
@@ -404,7 +404,7 @@ def test_usage_errors(run, folder):
 
 
 def test_json_has_no_word_for_what_is_no_number(capsys):
-    show({"cosine": float("nan"), "epochs": [{"loss": float("inf")}], "n": 3}, [], as_json=True, quiet=False)
+    show({"cosine": float("nan"), "epochs": [{"loss": float("inf")}], "n": 3}, [], Printed(as_json=True))
     assert json.loads(capsys.readouterr().out) == {"cosine": None, "epochs": [{"loss": None}], "n": 3}
 
 

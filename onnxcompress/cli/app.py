@@ -6,6 +6,7 @@ import typer
 
 import onnxcompress
 from onnxcompress.cli.compressing import apply, compress, decompose, prune
+from onnxcompress.cli.groups import ungrouped
 from onnxcompress.cli.importing import import_caffe
 from onnxcompress.cli.measuring import bench, evaluate, inspect, tradeoff
 from onnxcompress.cli.terminal import guarded
@@ -61,4 +62,4 @@ def about(
 
 for each in COMMANDS:
     name = each.__name__.replace("_", "-")
-    app.command(name)(guarded(name, each))
+    app.command(name)(guarded(name, ungrouped(each)))

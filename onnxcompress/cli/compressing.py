@@ -9,39 +9,28 @@ import onnxcompress as verbs
 from onnxcompress.cli.networks import finish, read
 from onnxcompress.cli.options import (
     CalibrationData,
-    ChannelOrder,
     Criterion,
-    Crop,
-    Debug,
     IncludeGemm,
     IncludePointwise,
-    Json,
     KeepAccuracy,
     Labels,
     Layers,
-    Limit,
-    Mean,
     Method,
-    Mirror,
     Model,
     Output,
-    Quiet,
     Rank,
     Ratio,
-    Resize,
     RoundTo,
-    Scale,
+    Samples,
     Scope,
     Seed,
     Skip,
     Stats,
     Target,
-    Values,
     calibration_of,
-    preprocessing_of,
     refuse,
 )
-from onnxcompress.cli.terminal import progress_bar
+from onnxcompress.cli.terminal import Printed, progress_bar
 from onnxcompress.pruning.activations import DATA_CRITERIA
 
 BY_THE_PAPER = ("ratio", "criterion", "scope", "rank", "include_pointwise", "include_gemm")
@@ -52,6 +41,7 @@ def prune(
     context: typer.Context,
     model: Model,
     output: Output,
+    *,
     ratio: Ratio = 0.3,
     criterion: Criterion = "",
     scope: Scope = "layer",
@@ -71,19 +61,10 @@ def prune(
     ] = 0.0,
     labels: Labels = False,
     data: CalibrationData = None,
-    limit: Limit = None,
     stats: Stats = None,
-    values: Values = False,
-    mirror: Mirror = True,
-    channel_order: ChannelOrder = None,
-    mean: Mean = None,
-    scale: Scale = None,
-    resize: Resize = None,
-    crop: Crop = None,
+    samples: Samples,
     layers: Layers = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    printed: Printed,
 ) -> int:
     """Remove whole filters.
 
@@ -102,9 +83,8 @@ def prune(
         refuse(context, ("flops_weight", "labels"), "applies to Taylor importance: give --criterion taylor")
     if iterative or criterion not in ("", *DATA_CRITERIA):
         refuse(context, ("stats",), "applies to criteria that need the statistics of the data")
-    preprocessing = preprocessing_of(context, network, data, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, stats, labels, values, mirror)
-    with progress_bar(quiet) as advance:
+    calibration = calibration_of(context, network, data, samples, printed, stats, labels)
+    with progress_bar(printed) as advance:
         result = verbs.prune(
             network,
             ratio=ratio,
@@ -119,32 +99,24 @@ def prune(
             data=calibration,
             progress=advance,
         )
-    return finish(result, output, layers, as_json, quiet)
+    return finish(result, output, layers, printed)
 
 
 def decompose(
     context: typer.Context,
     model: Model,
     output: Output,
+    *,
     rank: Rank = "vbmf",
     round_to: RoundTo = 1,
     skip: Skip = [],  # noqa: B006
     include_pointwise: IncludePointwise = False,
     include_gemm: IncludeGemm = False,
     data: CalibrationData = None,
-    limit: Limit = None,
     stats: Stats = None,
-    values: Values = False,
-    mirror: Mirror = True,
-    channel_order: ChannelOrder = None,
-    mean: Mean = None,
-    scale: Scale = None,
-    resize: Resize = None,
-    crop: Crop = None,
+    samples: Samples,
     layers: Layers = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    printed: Printed,
 ) -> int:
     """Factor convolutions, transposed ones too, by Tucker-2.
 
@@ -154,9 +126,8 @@ def decompose(
     share the factors. Depthwise layers and those whose chain would not have fewer MACs stay as they are.
     """
     network = read(model, output, data, stats)
-    preprocessing = preprocessing_of(context, network, data, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, stats, values=values, mirror=mirror)
-    with progress_bar(quiet) as advance:
+    calibration = calibration_of(context, network, data, samples, printed, stats)
+    with progress_bar(printed) as advance:
         result = verbs.decompose(
             network,
             rank=rank,
@@ -167,13 +138,14 @@ def decompose(
             data=calibration,
             progress=advance,
         )
-    return finish(result, output, layers, as_json, quiet)
+    return finish(result, output, layers, printed)
 
 
 def compress(
     context: typer.Context,
     model: Model,
     output: Output,
+    *,
     target: Target = "",
     keep_accuracy: KeepAccuracy = None,
     method: Method = "",
@@ -193,19 +165,10 @@ def compress(
     epochs: Annotated[float, typer.Option(help="Of --finetune: passes over the data.", min=0)] = 12,
     labels: Labels = False,
     data: CalibrationData = None,
-    limit: Limit = None,
     stats: Stats = None,
-    values: Values = False,
-    mirror: Mirror = True,
-    channel_order: ChannelOrder = None,
-    mean: Mean = None,
-    scale: Scale = None,
-    resize: Resize = None,
-    crop: Crop = None,
+    samples: Samples,
     layers: Layers = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    printed: Printed,
 ) -> int:
     """Prune and decompose.
 
@@ -241,9 +204,8 @@ def compress(
         refuse(context, ("epochs",), "applies to --finetune, which is not given")
     if not finetune and criterion != "taylor":
         refuse(context, ("labels",), "applies to --finetune and to --criterion taylor")
-    preprocessing = preprocessing_of(context, network, data, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, stats, labels, values, mirror)
-    with progress_bar(quiet) as advance:
+    calibration = calibration_of(context, network, data, samples, printed, stats, labels)
+    with progress_bar(printed) as advance:
         result = verbs.compress(
             network,
             target=target,
@@ -262,7 +224,7 @@ def compress(
             data=calibration,
             progress=advance,
         )
-    return finish(result, output, layers, as_json, quiet)
+    return finish(result, output, layers, printed)
 
 
 def apply(
@@ -270,24 +232,15 @@ def apply(
     model: Model,
     plan: Annotated[Path, typer.Argument(help="Plan, as prune, decompose or compress wrote it, or edited.")],
     output: Output,
+    *,
     data: CalibrationData = None,
-    limit: Limit = None,
-    values: Values = False,
-    mirror: Mirror = True,
-    channel_order: ChannelOrder = None,
-    mean: Mean = None,
-    scale: Scale = None,
-    resize: Resize = None,
-    crop: Crop = None,
+    samples: Samples,
     layers: Layers = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    printed: Printed,
 ) -> int:
     """Do what a plan says, no more and no less."""
     network = read(model, output, plan, data, write_plan=False)
-    preprocessing = preprocessing_of(context, network, data, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, None, values=values, mirror=mirror)
-    with progress_bar(quiet) as advance:
+    calibration = calibration_of(context, network, data, samples, printed)
+    with progress_bar(printed) as advance:
         result = verbs.apply(network, plan, data=calibration, progress=advance)
-    return finish(result, output, layers, as_json, quiet, write_plan=False)
+    return finish(result, output, layers, printed, write_plan=False)

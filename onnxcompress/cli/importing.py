@@ -7,8 +7,8 @@ import typer
 
 import onnxcompress as verbs
 from onnxcompress import report
-from onnxcompress.cli.options import Debug, Json, Output, Quiet, numbers, size
-from onnxcompress.cli.terminal import show
+from onnxcompress.cli.options import Output, numbers, size
+from onnxcompress.cli.terminal import Printed, show
 from onnxcompress.model import check_output, save
 from onnxcompress.preprocessing import Preprocessing
 
@@ -19,6 +19,7 @@ def import_caffe(
     ],
     caffemodel: Annotated[Path, typer.Argument(help="Its weights.", show_default=False)],
     output: Output,
+    *,
     channel_order: Annotated[
         str, typer.Option(help="Order of the input's channels: BGR, RGB, GRAY.")
     ] = "BGR",
@@ -32,9 +33,7 @@ def import_caffe(
     crop: Annotated[
         str, typer.Option(help="HEIGHTxWIDTH cut from the centre, or input (the network's).")
     ] = "input",
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    printed: Printed,
 ) -> None:
     """Turn a Caffe network into ONNX.
 
@@ -54,6 +53,5 @@ def import_caffe(
     show(
         {"output": str(output), "params": total.params, "macs": total.macs, "layers": len(total.layers)},
         [f"{output}: {report.millions(total.params)} parameters, {report.millions(total.macs)} MACs"],
-        as_json,
-        quiet,
+        printed,
     )

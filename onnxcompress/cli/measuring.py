@@ -12,18 +12,11 @@ from rich.table import Table
 import onnxcompress as verbs
 from onnxcompress import plots, report
 from onnxcompress.cli.options import (
-    ChannelOrder,
-    Crop,
-    Debug,
-    Json,
+    Images,
     Limit,
-    Mean,
-    Mirror,
     Model,
-    Quiet,
-    Resize,
     RoundTo,
-    Scale,
+    Samples,
     Skip,
     Stats,
     Threads,
@@ -32,7 +25,7 @@ from onnxcompress.cli.options import (
     numbers,
     preprocessing_of,
 )
-from onnxcompress.cli.terminal import DONE, SHORT, progress_bar, show, stderr
+from onnxcompress.cli.terminal import DONE, SHORT, Printed, progress_bar, show, stderr
 from onnxcompress.drafts import write_text
 from onnxcompress.errors import InputError
 from onnxcompress.model import check_output, load
@@ -40,13 +33,12 @@ from onnxcompress.model import check_output, load
 
 def inspect(
     model: Model,
+    *,
     time: Annotated[bool, typer.Option("--time", help="Measure each layer in ONNX Runtime.")] = False,
     groups: Annotated[
         bool, typer.Option("--groups", help="List the channels that are cut together.")
     ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    printed: Printed,
 ) -> None:
     """Show what each layer costs and what is tied.
 
@@ -56,19 +48,20 @@ def inspect(
     'free': the layer's filters can go by themselves. 'tied to': they go together with another layer's.
     'kept': they cannot go, and why. Nothing: it has none of its own, as a depthwise convolution.
     """
-    with progress_bar(quiet) as advance:
+    with progress_bar(printed) as advance:
         found = verbs.inspect(model, time=time, progress=advance)
     tables: list[Table | str] = [report.inspection_table(found)]
     if groups:
         tables.append(report.groups_table(found))
     for node, operator in found.unknown.items():
         tables.append(f"no pruning rule fits {operator} ('{node}'): what reaches it is kept whole")
-    show(report.inspection_json(found), tables, as_json, quiet)
+    show(report.inspection_json(found), tables, printed)
 
 
 def tradeoff(
     context: typer.Context,
     model: Model,
+    *,
     data: Annotated[
         Path,
         typer.Option(help="Folder of images (labels are not used), .npz or .npy.", show_default=False),
@@ -79,18 +72,9 @@ def tradeoff(
     shares: Annotated[str, typer.Option(help="Of the cost that may stay.")] = "0.8,0.65,0.5,0.4,0.3",
     round_to: RoundTo = 1,
     skip: Skip = [],  # noqa: B006
-    limit: Limit = None,
     stats: Stats = None,
-    values: Values = False,
-    mirror: Mirror = True,
-    channel_order: ChannelOrder = None,
-    mean: Mean = None,
-    scale: Scale = None,
-    resize: Resize = None,
-    crop: Crop = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    samples: Samples,
+    printed: Printed,
 ) -> int:
     """Show how much is lost at which cost.
 
@@ -105,10 +89,9 @@ def tradeoff(
         if plot.suffix.lower() != ".png":
             raise InputError(f"{plot}: what is drawn is a PNG: give a name that ends in .png")
     network = load(model)
-    preprocessing = preprocessing_of(context, network, data, channel_order, mean, scale, resize, crop)
-    calibration = calibration_of(context, data, preprocessing, limit, stats, values=values, mirror=mirror)
+    calibration = calibration_of(context, network, data, samples, printed, stats)
     assert calibration is not None
-    with progress_bar(quiet) as advance:
+    with progress_bar(printed) as advance:
         points = verbs.tradeoff(
             network,
             data=calibration,
@@ -123,15 +106,15 @@ def tradeoff(
     if plot is not None:
         plots.tradeoff(points, kind, plot)
     short = [f"short of what was asked: {point.shortfall}" for point in points if point.shortfall]
-    if short and quiet and not as_json:
+    if short and printed.quiet and not printed.as_json:
         stderr.print(*short, sep="\n")
-    show(content, [report.tradeoff_table(points), *short], as_json, quiet)
+    show(content, [report.tradeoff_table(points), *short], printed)
     return SHORT if short else DONE
 
 
 def evaluate(
-    context: typer.Context,
     model: Model,
+    *,
     data: Annotated[
         Path,
         typer.Option(
@@ -144,22 +127,16 @@ def evaluate(
     limit: Limit = None,
     batch: Annotated[int, typer.Option(help="Samples per run.", min=1)] = 16,
     values: Values = False,
-    channel_order: ChannelOrder = None,
-    mean: Mean = None,
-    scale: Scale = None,
-    resize: Resize = None,
-    crop: Crop = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    images: Images,
+    printed: Printed,
 ) -> None:
     """Measure accuracy and output error.
 
     Top-1 and top-5 on labelled data; with --reference, how close the outputs are to those of that network.
     """
     network = load(model)
-    preprocessing = preprocessing_of(context, network, data, channel_order, mean, scale, resize, crop)
-    with progress_bar(quiet) as advance:
+    preprocessing = preprocessing_of(network, data, images, printed)
+    with progress_bar(printed) as advance:
         found = verbs.evaluate(
             network,
             data,
@@ -170,26 +147,25 @@ def evaluate(
             values=values,
             progress=partial(advance, "evaluating"),
         )
-    show(asdict(found), [report.accuracy_table(found)], as_json, quiet)
+    show(asdict(found), [report.accuracy_table(found)], printed)
 
 
 def bench(
     models: Annotated[
         list[Path], typer.Argument(help="ONNX files; ratios are to the first.", show_default=False)
     ],
+    *,
     threads: Threads = 0,
     batch: Annotated[int, typer.Option(help="Samples per run.", min=1)] = 1,
     runs: Annotated[int, typer.Option(help="Timed runs of each network.", min=1)] = 40,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    printed: Printed,
 ) -> None:
     """Time networks against each other.
 
     In ONNX Runtime on the CPU, in turns; ratios are to the first one.
     """
     networks = [load(model) for model in models]
-    with progress_bar(quiet) as advance:
+    with progress_bar(printed) as advance:
         found = verbs.bench(
             networks,
             threads=threads,
@@ -197,4 +173,4 @@ def bench(
             runs=runs,
             progress=partial(advance, "timing"),
         )
-    show({"networks": report.records(found)}, [report.latency_table(found)], as_json, quiet)
+    show({"networks": report.records(found)}, [report.latency_table(found)], printed)

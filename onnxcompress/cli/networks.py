@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from onnxcompress import report
-from onnxcompress.cli.terminal import DONE, SHORT, show, stderr
+from onnxcompress.cli.terminal import DONE, SHORT, Printed, show, stderr
 from onnxcompress.drafts import write_text
 from onnxcompress.model import check_output, copy, load, save
 from onnxcompress.plan import to_yaml
@@ -36,8 +36,7 @@ def finish(
     result: Compressed,
     output: Path,
     layers: bool,
-    as_json: bool,
-    quiet: bool,
+    printed: Printed,
     write_plan: bool = True,
 ) -> int:
     """Write a network and its plan, say what became of it, and give the exit code."""
@@ -55,7 +54,7 @@ def finish(
         for stage, files in (("before", files_of(original)), ("after", [output, *weights]))
     }
     lines = report.compressed_lines(result, layers)
-    if result.shortfall and quiet and not as_json:
+    if result.shortfall and printed.quiet and not printed.as_json:
         stderr.print(lines[-1])
     saved = report.change(sizes["before"], sizes["after"])
     line = f"{output}: {sizes['after'] / 1e6:.2f} MB, was {sizes['before'] / 1e6:.2f} MB"
@@ -65,7 +64,7 @@ def finish(
         "plan": str(plan) if write_plan else None,
         "file_bytes": sizes,
     }
-    show(content, lines, as_json, quiet)
+    show(content, lines, printed)
     return SHORT if result.shortfall else DONE
 
 

@@ -1,7 +1,7 @@
 """Options that several commands have, and what is read from them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,16 +9,13 @@ import onnx_ir as ir
 import typer
 
 from onnxcompress.calibration.given import Calibration
-from onnxcompress.cli.terminal import stderr
+from onnxcompress.cli.terminal import Printed, stderr
 from onnxcompress.errors import InputError
 from onnxcompress.model import check_output
 from onnxcompress.preprocessing import CHANNELS, Preprocessing, in_words, read
 
 Model = Annotated[Path, typer.Argument(help="ONNX file.", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object (docs/json.md) instead of tables.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print neither progress nor tables.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Ratio = Annotated[float, typer.Option(help="Share of the filters to remove, in [0, 1).")]
 Criterion = Annotated[
     str,
@@ -102,7 +99,29 @@ Method = Annotated[
 Layers = Annotated[bool, typer.Option("--layers", help="Print a row per layer as well.")]
 Threads = Annotated[int, typer.Option(help="Threads of ONNX Runtime; 0 takes all cores.", min=0, max=256)]
 
-OF_DATA = ("limit", "stats", "labels", "values", "mirror", "channel_order", "mean", "scale", "resize", "crop")
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """How images are prepared, where that is not as the network's file says."""
+
+    channel_order: ChannelOrder = None
+    mean: Mean = None
+    scale: Scale = None
+    resize: Resize = None
+    crop: Crop = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """How data that need no labels are read."""
+
+    limit: Limit = None
+    values: Values = False
+    mirror: Mirror = True
+    images: Images
+
+
+OF_DATA = ("stats", "labels", *(each.name for kind in (Samples, Images) for each in fields(kind)))
 """Options that say how data are read and used."""
 
 
@@ -120,41 +139,37 @@ def refuse(context: typer.Context, names: Sequence[str], why: str) -> None:
             raise InputError(f"{spelled[0]}: {why}")
 
 
-def preprocessing_of(
-    context: typer.Context,
-    network: ir.Model,
-    data: Path | None,
-    channel_order: str | None,
-    mean: str | None,
-    scale: str | None,
-    resize: str | None,
-    crop: str | None,
-) -> Preprocessing | None:
+def preprocessing_of(network: ir.Model, data: Path, images: Images, printed: Printed) -> Preprocessing | None:
     """What the options change of the preprocessing that a network carries; None where they change nothing.
 
     Where there are images to prepare, how they will be is said.
     """
+    changed = _changed(read(network), images, network)
+    if changed is not None and data.is_file():
+        raise InputError(f"{data}: preprocessing is for images; arrays are fed as they are")
+    found = changed or read(network)
+    if found is not None and data.is_dir() and printed.tables:
+        stderr.print(f"images: {in_words(found)}")
+    return changed
+
+
+def _changed(carried: Preprocessing | None, images: Images, network: ir.Model) -> Preprocessing | None:
+    """A preprocessing with what the options say instead; None where they say nothing."""
     changes: dict[str, Any] = {}
-    if channel_order is not None:
-        changes["channel_order"] = channel_order
-    for name, text in (("mean", mean), ("scale", scale)):
+    if images.channel_order is not None:
+        changes["channel_order"] = images.channel_order
+    for name, text in (("mean", images.mean), ("scale", images.scale)):
         if text is not None:
             changes[name] = numbers(name, text)
-    for name, text, none in (("resize", resize, "none"), ("crop", crop, "input")):
+    for name, text, none in (("resize", images.resize, "none"), ("crop", images.crop, "input")):
         if text is not None:
             changes[name] = size(name, text, none)
-    if changes and data is not None and data.is_file():
-        raise InputError(f"{data}: preprocessing is for images; arrays are fed as they are")
-    found = carried = read(network)
-    if changes:
-        start = carried or Preprocessing(resize=_larger(network))
-        if changes.get("channel_order") == "GRAY" and "mean" not in changes and len(start.mean) > 1:
-            raise InputError("--mean: GRAY has one channel: give one number, 0 for none")
-        found = replace(start, **changes)
-    silent = context.params["quiet"] or context.params["as_json"]
-    if found is not None and data is not None and data.is_dir() and not silent:
-        stderr.print(f"images: {in_words(found)}")
-    return found if changes else None
+    if not changes:
+        return None
+    start = carried or Preprocessing(resize=_larger(network))
+    if changes.get("channel_order") == "GRAY" and "mean" not in changes and len(start.mean) > 1:
+        raise InputError("--mean: GRAY has one channel: give one number, 0 for none")
+    return replace(start, **changes)
 
 
 def _larger(network: ir.Model) -> tuple[int, int]:
@@ -168,13 +183,12 @@ def _larger(network: ir.Model) -> tuple[int, int]:
 
 def calibration_of(
     context: typer.Context,
+    network: ir.Model,
     data: Path | None,
-    preprocessing: Preprocessing | None,
-    limit: int | None,
-    stats: Path | None,
+    samples: Samples,
+    printed: Printed,
+    stats: Path | None = None,
     labels: bool = False,
-    values: bool = False,
-    mirror: bool = True,
 ) -> Calibration | None:
     """The data that the options name; None where they name none."""
     if data is None:
@@ -182,7 +196,15 @@ def calibration_of(
         return None
     if stats is not None:
         check_output(stats)
-    return Calibration(data, preprocessing, limit, stats, labels, values, mirror)
+    return Calibration(
+        data,
+        preprocessing_of(network, data, samples.images, printed),
+        limit=samples.limit,
+        stats=stats,
+        labels=labels,
+        values=samples.values,
+        mirror=samples.mirror,
+    )
 
 
 def numbers(option: str, text: str) -> tuple[float, ...]:

@@ -7,7 +7,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ParamSpec
+from dataclasses import dataclass
+from typing import Annotated, Any, ParamSpec
 
 import typer
 from rich import progress as bars
@@ -26,6 +27,22 @@ P = ParamSpec("P")
 
 stdout = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Printed:
+    """What a command prints."""
+
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object (docs/json.md) instead of tables.")
+    ] = False
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print neither progress nor tables.")] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False
+
+    @property
+    def tables(self) -> bool:
+        """Whether tables and remarks are."""
+        return not self.as_json and not self.quiet
 
 
 def guarded(name: str, function: Callable[P, int | None]) -> Callable[P, None]:
@@ -65,11 +82,11 @@ def _line(text: str) -> str:
     return line if len(line) <= LONGEST_MESSAGE else f"{line[:LONGEST_MESSAGE]} …"
 
 
-def show(content: dict[str, Any], lines: Sequence[Table | str], as_json: bool, quiet: bool) -> None:
+def show(content: dict[str, Any], lines: Sequence[Table | str], printed: Printed) -> None:
     """Print one JSON object, or tables and lines, or nothing."""
-    if as_json:
+    if printed.as_json:
         print(json.dumps(_finite(content), ensure_ascii=False, allow_nan=False))
-    elif not quiet:
+    elif printed.tables:
         for line in lines:
             stdout.print(line, markup=False, soft_wrap=isinstance(line, str))
 
@@ -84,9 +101,9 @@ def _finite(content: Any) -> Any:
 
 
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator[Progress]:
+def progress_bar(printed: Printed) -> Iterator[Progress]:
     """A bar on a terminal, elsewhere a line a minute."""
-    if not stderr.is_terminal and not quiet:
+    if not stderr.is_terminal and not printed.quiet:
         yield in_lines(stderr.print)
         return
     columns = (
@@ -95,7 +112,7 @@ def progress_bar(quiet: bool) -> Iterator[Progress]:
         bars.MofNCompleteColumn(),
         bars.TimeRemainingColumn(),
     )
-    with bars.Progress(*columns, console=stderr, transient=True, disable=quiet) as bar:
+    with bars.Progress(*columns, console=stderr, transient=True, disable=printed.quiet) as bar:
         task = bar.add_task("", total=None)
 
         def advance(what: str, done: int, total: int) -> None:

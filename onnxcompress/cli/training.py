@@ -9,22 +9,15 @@ import onnxcompress as verbs
 from onnxcompress import report
 from onnxcompress.cli.networks import read
 from onnxcompress.cli.options import (
-    ChannelOrder,
-    Crop,
-    Debug,
-    Json,
-    Mean,
+    Images,
     Mirror,
     Model,
     Output,
-    Quiet,
-    Resize,
-    Scale,
     Values,
     preprocessing_of,
     refuse,
 )
-from onnxcompress.cli.terminal import progress_bar, show, stderr, stdout
+from onnxcompress.cli.terminal import Printed, progress_bar, show, stderr, stdout
 from onnxcompress.errors import InputError
 from onnxcompress.model import load, save
 
@@ -39,6 +32,7 @@ def finetune(
     context: typer.Context,
     model: Model,
     output: Output,
+    *,
     data: Annotated[
         Path,
         typer.Option(help="Images or arrays to train on, with or without labels.", show_default=False),
@@ -96,17 +90,11 @@ def finetune(
     zoom: Annotated[float, typer.Option(help="Show images enlarged by up to this factor.", min=1)] = 1.0,
     seed: Annotated[int, typer.Option(help="Of order, crops and new weights.", min=0)] = 0,
     values: Values = False,
-    channel_order: ChannelOrder = None,
-    mean: Mean = None,
-    scale: Scale = None,
-    resize: Resize = None,
-    crop: Crop = None,
+    images: Images,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on where the same command was interrupted.")
     ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    debug: Debug = False,
+    printed: Printed,
 ) -> None:
     """Train the weights of a network.
 
@@ -143,19 +131,19 @@ def finetune(
     steps = None
     if solver is not None:
         recipe, steps = read_solver(solver, recipe)
-    preprocessing = preprocessing_of(context, network, data, channel_order, mean, scale, resize, crop)
+    preprocessing = preprocessing_of(network, data, images, printed)
     checkpoint = output.with_name(f"{output.name}.checkpoint")
     if checkpoint.exists() and not resume:
         raise InputError(f"{checkpoint}: of a run that was interrupted: --resume goes on, or remove it")
-    if resume and not checkpoint.exists() and not quiet:
+    if resume and not checkpoint.exists() and not printed.quiet:
         stderr.print(f"{checkpoint}: there is none, training starts anew", markup=False, soft_wrap=True)
 
     def tell(epoch: verbs.Epoch) -> None:
-        if not quiet and not as_json and (epoch.number or epoch.validation):
+        if printed.tables and (epoch.number or epoch.validation):
             stdout.print(report.epoch_line(epoch), markup=False, soft_wrap=True)
 
     try:
-        with progress_bar(quiet) as advance:
+        with progress_bar(printed) as advance:
             result = verbs.finetune(
                 network,
                 data,
@@ -188,6 +176,5 @@ def finetune(
     show(
         {"output": str(output)} | report.finetuned_json(result),
         [f"{output}: the weights after epoch {result.best}, highest rate {result.rate:g}"],
-        as_json,
-        quiet,
+        printed,
     )
