@@ -12,7 +12,7 @@ from onnxcompress.calibration.statistics import Moments
 from onnxcompress.errors import InputError
 from onnxcompress.factoring import selection as rank_selection
 from onnxcompress.factoring.ranks import parse_rank
-from onnxcompress.layers import factor_layers
+from onnxcompress.layers import factor_layers, names_of
 from onnxcompress.plan import Ranks, matches
 from onnxcompress.progress import Progress, steps_of
 from onnxcompress.pruning import selection as filter_selection
@@ -229,7 +229,7 @@ def choose_ranks(
         moments=moments,
         progress=steps_of(progress, "choosing ranks"),
     )
-    return RankChoice(ranks, kept, [layer.name for layer in layers])
+    return RankChoice(ranks, kept, names_of(layers))
 
 
 def check_skip(patterns: Sequence[str], layers: Sequence[str]) -> None:

@@ -25,7 +25,7 @@ from onnxcompress.choosing import (
     shortfall_of,
 )
 from onnxcompress.errors import InputError, naming
-from onnxcompress.layers import factor_layers
+from onnxcompress.layers import factor_layers, names_of
 from onnxcompress.lrn import lrn_nodes
 from onnxcompress.measure.closeness import closeness
 from onnxcompress.measure.cost import cost
@@ -399,7 +399,7 @@ def _planner(
     network = prepared(original)
     moments = moments_on(network, data, parts, progress)
     assert moments is not None
-    check_skip(skip, [layer.name for layer in factor_layers(network, concrete_shapes(network))])
+    check_skip(skip, names_of(factor_layers(network, concrete_shapes(network))))
     found = survey(network, parts, moments, siblings(network, skip))
     return Planner(found, kind, rewrite=lrn_nodes(network), round_to=round_to, skip=skip, progress=progress)
 

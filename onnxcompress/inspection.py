@@ -79,7 +79,7 @@ def inspect(
     vbmf = parse_rank("vbmf")
     factored = factor_layers(network, shapes)
     told = counted(factored, len(factored), steps_of(progress, "looking at ranks"))
-    ranks = {layer.name: ranks_of(layer, vbmf) for layer in told}
+    ranks = {name: found for layer in told for found in [ranks_of(layer, vbmf)] for name in layer.names}
     kept = {layer.name: graph.reason(layer) or "" for layer in graph.layers}
     tied: dict[str, set[str]] = {}
     for group in graph.groups:

@@ -20,6 +20,8 @@ PRODUCTS = ("Gemm", "MatMul")
 class FactorLayer:
     """A Conv, ConvTranspose, Gemm or MatMul that can be factored, or whose `obstacle` says why not.
 
+    Weights that several nodes apply alike are one layer: that of the first, with the `others`.
+
     Attributes:
         node: the node.
         kind: ``kxk`` (Tucker-2, CP), ``1x1`` or ``gemm`` (singular value decomposition), or ``depthwise``.
@@ -29,8 +31,9 @@ class FactorLayer:
         mirrored: whether they are stored with the input side first: (C, M / groups, *kernel).
         shape: of `weight`.
         groups: 1 for Gemm and MatMul.
-        input_size, output_size: positions (batch × height × width) of the input and of the output; for
+        input_size, output_size: positions (batch × height × width) of this node's input and output; for
             Gemm and MatMul, both are the number of vectors that the matrix is applied to.
+        others: nodes that apply the same weights alike, in the order of the network, as layers.
     """
 
     node: ir.Node
@@ -42,11 +45,22 @@ class FactorLayer:
     groups: int = 1
     input_size: int = 0
     output_size: int = 0
+    others: tuple["FactorLayer", ...] = ()
 
     @property
     def name(self) -> str:
         """The node's name."""
         return str(self.node.name)
+
+    @property
+    def applications(self) -> tuple["FactorLayer", ...]:
+        """All that apply the weights, this one first."""
+        return (self, *self.others)
+
+    @property
+    def names(self) -> list[str]:
+        """Those of all the nodes."""
+        return [each.name for each in self.applications]
 
     @property
     def reads(self) -> str:
@@ -55,7 +69,7 @@ class FactorLayer:
 
     @property
     def weights(self) -> ir.Value:
-        """The initializer, which other layers may read too."""
+        """The initializer."""
         value = self.node.inputs[self.constant]
         assert value is not None
         return value
@@ -98,9 +112,16 @@ class FactorLayer:
         return self.input_size if self.node.op_type == "ConvTranspose" else self.output_size
 
     @property
+    def positions(self) -> tuple[int, int, int]:
+        """Of all applications together: `input_size`, `size`, `output_size`."""
+        sizes = [(each.input_size, each.size, each.output_size) for each in self.applications]
+        into, core, out = map(sum, zip(*sizes, strict=True))
+        return into, core, out
+
+    @property
     def macs(self) -> int:
         """Of the layer as it is."""
-        return self.size * math.prod(self.shape)
+        return self.positions[1] * math.prod(self.shape)
 
     @property
     def highest_cp_rank(self) -> int:
@@ -110,7 +131,7 @@ class FactorLayer:
 
     def chain_macs(self, ranks: Ranks) -> int:
         """Of the chain at these ranks; a side that is left as it is has no convolution of its own."""
-        return self._chain(ranks, self.input_size, self.size, self.output_size)
+        return self._chain(ranks, *self.positions)
 
     def chain_params(self, ranks: Ranks) -> int:
         """Weights of the chain at these ranks."""
@@ -143,8 +164,10 @@ class FactorLayer:
 def set_weights(layer: FactorLayer, weight: NDArray, bias: NDArray | None) -> None:
     """Store other weights, (M, C / groups, *kernel), and bias, (M,), in the layer's type, in place."""
     _store(layer.weights, swap_sides(weight, layer.groups) if layer.mirrored else weight)
-    if bias is not None:
-        value = layer.node.inputs[2]
+    if bias is None:
+        return
+    for each in layer.applications:
+        value = each.node.inputs[2]
         assert value is not None
         assert value.const_value is not None
         shape = value.const_value.shape.numpy()
@@ -160,22 +183,31 @@ def _store(value: ir.Value, array: NDArray) -> None:
 def factor_layers(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> list[FactorLayer]:
     """Layers of a simplified network, in its order: those that can be factored and those with an `obstacle`.
 
-    Weights that several layers read can be factored if nothing else reads them and all apply them alike,
+    Weights that several nodes read can be factored if nothing else reads them and all apply them alike,
     so that their factors can take their place in the file. Products of computed matrices are no layers.
     """
-    layers = [layer for node in model.graph if (layer := _examine(node, shapes)) is not None]
-    strangers = {
-        layer.name: stranger
-        for readers in sharing(layers)
-        if (stranger := _stranger(readers))
-        for layer in readers
-    }
+    readers: dict[object, list[FactorLayer]] = {}
+    for node in model.graph:
+        if (layer := _examine(node, shapes)) is not None:
+            alike = (layer.weights, layer.groups, layer.mirrored) if layer.shape else layer.name
+            readers.setdefault(alike, []).append(layer)
+    layers = [replace(first, others=tuple(others)) for first, *others in readers.values()]
     return [
-        replace(layer, obstacle=f"'{strangers[layer.name]}' reads its weights too, in another way")
-        if layer.name in strangers
+        replace(layer, obstacle=f"'{stranger}' reads its weights too, in another way")
+        if not layer.obstacle and (stranger := _stranger(layer))
         else layer
         for layer in layers
     ]
+
+
+def names_of(layers: Iterable[FactorLayer]) -> list[str]:
+    """Of all nodes that apply these layers' weights."""
+    return [name for layer in layers for name in layer.names]
+
+
+def reads(layers: Iterable[FactorLayer]) -> list[str]:
+    """Names of the values that these layers' weights are applied to."""
+    return [each.reads for layer in layers for each in layer.applications]
 
 
 def channel_axis(node: ir.Node, rank: int) -> int:
@@ -191,15 +223,6 @@ def relu_after(node: ir.Node) -> ir.Node | None:
     readers = [reader for reader, _ in node.outputs[0].uses()]
     alone = len(readers) == 1 and not node.outputs[0].is_graph_output()
     return readers[0] if alone and readers[0].op_type == "Relu" else None
-
-
-def sharing(layers: Iterable[FactorLayer]) -> list[list[FactorLayer]]:
-    """The layers, those together that read the same weights and apply them alike. Most are alone."""
-    readers: dict[object, list[FactorLayer]] = {}
-    for layer in layers:
-        key = layer.name if layer.obstacle else (layer.weights, layer.groups, layer.mirrored)
-        readers.setdefault(key, []).append(layer)
-    return list(readers.values())
 
 
 def swap_sides(weight: np.ndarray, groups: int) -> np.ndarray:
@@ -245,11 +268,10 @@ def _examine(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> FactorLayer |
     return FactorLayer(node, kind, obstacle, constant, mirrored, shape, groups, *sizes)
 
 
-def _stranger(readers: list[FactorLayer]) -> str:
-    if readers[0].obstacle:
-        return ""
-    nodes = {layer.node for layer in readers}
-    return next((str(node.name) for node, _ in readers[0].weights.uses() if node not in nodes), "")
+def _stranger(layer: FactorLayer) -> str:
+    """Name of another node that reads a layer's weights; empty where there is none."""
+    nodes = {each.node for each in layer.applications}
+    return next((str(node.name) for node, _ in layer.weights.uses() if node not in nodes), "")
 
 
 def _is_float(value: ir.Value | None) -> bool:

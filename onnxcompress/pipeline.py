@@ -64,8 +64,8 @@ def carry_out(
     if parts is not None and (plan.prune or plan.decompose):
         check_ranks(network, plan.decompose)
         layers = factor_layers(network, concrete_shapes(network))
-        obstacles = {layer.name: obstacle(layer) for layer in layers if not sums_squares(layer.node)}
-        unfitted = {name: why for name, why in obstacles.items() if why}
+        known = [layer for layer in layers if not sums_squares(layer.node)]
+        unfitted = {name: why for layer in known if (why := obstacle(layer)) for name in layer.names}
         network, fits = refit(given, network, filters, plan.decompose, parts.fit, parts.choose, progress)
         factors = {name: fit.factors for name, fit in fits.items() if fit.factors is not None}
     if plan.prune or plan.rewrite:

@@ -230,34 +230,52 @@ def test_a_network_with_nothing_to_choose_stays_as_it_is(operator, shortfall):
     assert shortfall in result.shortfall
 
 
-HEADS = """g (float[N, 3, 8, 8] x) => (float[N, 2, 8, 8] y, float[N, 2, 4, 4] z, float[N, 5, 8, 8] v) {
+HEADS = """g (float[N, 3, 8, 8] x) => (float[N, 2, 8, 8] y, float[N, 2, 4, 4] z, float[N, 5, 8, 8] v) {{
   s = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, stem)  a = Relu (s)
   t = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1], strides = [2, 2]> (x, other)  b = Relu (t)
-  y = Conv (a, head)  z = Conv (b, head)  v = Conv (a, own)
-}"""
+  y = Conv (a, head, {first})  z = Conv (b, head, {second})  v = Conv (a, own)
+}}"""
 
 
-@pytest.fixture(scope="module")
-def heads() -> tuple[ir.Model, np.ndarray]:
-    """Two levels with a head that they share; one of them has another reader, too."""
+def heads(first: str, second: str) -> tuple[ir.Model, np.ndarray]:
+    """Two levels with a head that they share, with these biases; one of them has another reader, too."""
     random = np.random.default_rng(0)
     shapes = {"stem": (16, 3, 3, 3), "other": (16, 3, 3, 3), "head": (2, 16, 1, 1), "own": (5, 16, 1, 1)}
+    shapes |= dict.fromkeys((first, second), (2,))
     weights = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    return network(HEADS, weights), random.standard_normal((40, 3, 8, 8)).astype(np.float32)
+    model = network(HEADS.format(first=first, second=second), weights)
+    return model, random.standard_normal((40, 3, 8, 8)).astype(np.float32)
 
 
-def test_what_an_unfitted_layer_reads_keeps_its_channels(heads, tmp_path):
-    model, x = heads
+def test_what_several_levels_share_is_fitted_to_all_of_them(tmp_path):
+    model, x = heads("bias", "bias")
+    result = oc.compress(model, data=oc.Calibration([{"x": x}]), target="macs=0.6")
+    assert not result.shortfall
+    assert not result.fitted.unfitted
+    stem, other, head, second, _ = [node.name for node in simplify(model).graph if node.op_type == "Conv"]
+    assert result.plan.prune[stem] == result.plan.prune[other]
+    assert result.plan.decompose.get(head) == result.plan.decompose.get(second)
+    unfitted = oc.apply(model, result.plan).model
+    np.savez(tmp_path / "data.npz", x=x)
+    fitted, not_fitted = (
+        oc.evaluate(each, tmp_path / "data.npz", reference=model).damage for each in (result.model, unfitted)
+    )
+    assert fitted < 0.7 * not_fitted
+
+
+def test_what_an_unfitted_layer_reads_keeps_its_channels(tmp_path):
+    model, x = heads("bias", "another")
     result = oc.compress(model, data=oc.Calibration([{"x": x}]), target="macs=0.6")
     assert not result.plan.prune
-    stem, other, head, _, _ = [node.name for node in simplify(model).graph if node.op_type == "Conv"]
-    assert result.plan.kept[stem] == result.plan.kept[other] == f"read by '{head}': its weights are shared"
-    assert result.fitted.unfitted[head] == "its weights are shared"
+    stem, other, head, second, _ = [node.name for node in simplify(model).graph if node.op_type == "Conv"]
+    why = "its weights are shared, its biases are not"
+    assert result.plan.kept[stem] == result.plan.kept[other] == f"read by '{head}': {why}"
+    assert result.fitted.unfitted == {head: why, second: why}
     oc.save(model, tmp_path / "model.onnx")
     np.savez(tmp_path / "data.npz", x=x)
     given = [tmp_path / "model.onnx", "--data", tmp_path / "data.npz", "-o"]
     code, printed = command("compress", *given, tmp_path / "out.onnx", "--target", "macs=0.6")
-    assert "its weights are shared" in printed
+    assert why in printed
     code, printed = command("tradeoff", *given, tmp_path / "curve.json", "--shares", "0.9,0.01")
     assert code == 1
     assert "of the macs are left, not 0.010" in printed

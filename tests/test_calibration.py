@@ -1,5 +1,7 @@
 """Calibration data: read, split, and turned into the patches and moments of every layer."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -15,7 +17,9 @@ from onnxcompress.calibration.statistics import kept_statistics, statistics
 from onnxcompress.errors import InputError
 from onnxcompress.layers import CONVOLUTIONS, factor_layers
 from onnxcompress.model import simplify
+from onnxcompress.plan import Ranks
 from onnxcompress.preprocessing import Preprocessing
+from onnxcompress.recovery.least_squares import refit
 from onnxcompress.runtime import random_feeds, run, session
 from onnxcompress.shapes import concrete_shapes
 from tests.factor_networks import networks
@@ -60,10 +64,12 @@ def test_patches_times_weights_are_the_layer_s_output(model: ir.Model):
     model = simplify(model)
     runnable = session(model)
     feeds = random_feeds(runnable)
-    for layer in fitted_layers(factor_layers(model, concrete_shapes(model))):
+    layers = fitted_layers(factor_layers(model, concrete_shapes(model)))
+    for each in (each for layer in layers for each in layer.applications):
+        layer = replace(each, others=())
         names = [layer.reads, str(layer.node.outputs[0].name)]
         x, y = run(session(revealing(model, names)), feeds)
-        found = patches(layer, x, len(x), ALL, (0,)).astype(np.float64)
+        found = patches(layer, {layer.reads: x}, len(x), [ALL], (0,)).astype(np.float64)
         weight = layer.by_group
         response = (found @ weight.swapaxes(1, 2)).transpose(1, 0, 2).reshape(found.shape[1], -1)
         response += 0 if layer.bias is None else layer.bias
@@ -83,7 +89,7 @@ def test_statistics_are_those_of_all_patches_at_once(monkeypatch):
     x = given_samples.arrays["x"]
     (a,) = run(session(revealing(model, [layers[1].reads])), {"x": x})
     for layer, value in ((layers[0], x), (layers[1], a)):
-        everything = patches(layer, value, len(value), ALL, (0,))[0].astype(np.float64)
+        everything = patches(layer, {layer.reads: value}, len(value), [ALL], (0,))[0].astype(np.float64)
         moments = found[layer.name]
         assert moments.count == len(everything)
         np.testing.assert_allclose(moments.mean[0], everything.mean(axis=0), atol=1e-5)
@@ -124,7 +130,61 @@ def test_large_networks_are_fed_fewer_samples_at_a_time(monkeypatch, limit, batc
 def test_many_samples_give_fewer_patches_each(monkeypatch):
     monkeypatch.setattr("onnxcompress.calibration.patches.MOST", 640)
     layer = factor_layers(chain(), concrete_shapes(chain()))[0]
-    assert [per_sample(layer, samples) for samples in (1, 10, 64, 1000)] == [64, 40, 10, 1]
+    assert [per_sample(layer, samples) for samples in (1, 10, 64, 1000)] == [[64], [40], [10], [1]]
+
+
+LEVELS = """g (float[N, 4, 8, 8] x) => (float[N, 2, 8, 8] y, float[N, 2, 4, 4] z) {
+    [y] y = Conv <pads = [1, 1, 1, 1]> (x, head, bias)
+    [s] s = Conv <strides = [2, 2]> (x, small)
+    [z] z = Conv <pads = [1, 1, 1, 1]> (s, head, bias)
+}"""
+
+
+@pytest.fixture
+def levels() -> ir.Model:
+    """A head on two levels, of which one is behind another layer."""
+    random = np.random.default_rng(0)
+    shapes = {"head": (2, 4, 3, 3), "bias": (2,), "small": (4, 4, 1, 1)}
+    arrays = {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return simplify(network(LEVELS, arrays))
+
+
+def test_weights_that_several_nodes_apply_are_one_layer(levels):
+    head, small = factor_layers(levels, concrete_shapes(levels))
+    assert (head.names, head.positions, head.macs) == (["y", "z"], (80, 80, 80), 80 * 72)
+    assert small.names == ["s"]
+    assert per_sample(head, 10) == [20, 16]
+    assert head.chain_macs(Ranks(1, 1)) == 80 * (4 + 9 + 2)
+
+
+def test_patches_of_all_applications_are_in_the_order_of_the_samples(levels):
+    head, _ = factor_layers(levels, concrete_shapes(levels))
+    numbers = np.arange(1, 4, dtype=np.float32).reshape(3, 1, 1, 1)
+    values = {
+        each.reads: np.broadcast_to(numbers, (3, 4, size, size))
+        for each, size in zip(head.applications, (8, 4), strict=True)
+    }
+    found = patches(head, values, 3, [20, 5], (0,))
+    np.testing.assert_array_equal(found[0].max(axis=1), np.repeat([1, 2, 3], 25))
+
+
+def test_a_layer_s_turn_comes_when_all_that_it_is_applied_to_is_known(levels):
+    layers = factor_layers(levels, concrete_shapes(levels))
+    stages = Stages(levels, layers, samples(shape=(4, 8, 8)))
+    assert [[layer.name for layer in each] for each in stages.layers] == [["s"], ["y"]]
+
+
+def test_weights_applied_to_what_they_gave_are_fitted_all_the_same():
+    model = simplify(
+        network(
+            "g (float[N, 4, 8, 8] x) => (float[N, 4, 8, 8] y) { a = Conv(x, w) r = Relu(a) y = Conv(r, w) }",
+            {"w": np.random.default_rng(0).standard_normal((4, 4, 1, 1)).astype(np.float32)},
+        )
+    )
+    parts = split(samples(100, (4, 8, 8)))
+    fitted, _ = refit(model, model, {}, {}, parts.fit, parts.choose)
+    (given,), (found,) = (factor_layers(each, concrete_shapes(each)) for each in (model, fitted))
+    np.testing.assert_allclose(found.weight, given.weight, atol=1e-4)
 
 
 def test_statistics_are_kept_and_belong_to_one_network(tmp_path):
@@ -175,9 +235,10 @@ def test_patches_are_of_each_sample_where_it_has_several_entries(operator):
     )
     (layer,) = factor_layers(model, concrete_shapes(model))
     x = np.repeat(np.arange(3, dtype=np.float32), 4 * 12).reshape(shape)
-    found = patches(layer, x, 3, 5, (0,))
+    found = patches(layer, {layer.reads: x}, 3, [5], (0,))
     np.testing.assert_array_equal(found[0, :, 0], np.repeat([0, 1, 2], 5))
-    everything = patches(layer, np.random.default_rng(0).random(shape, np.float32), 3, ALL, (0,))
+    values = {layer.reads: np.random.default_rng(0).random(shape, np.float32)}
+    everything = patches(layer, values, 3, [ALL], (0,))
     assert everything.shape == (1, 72, 2)
     assert len(np.unique(everything)) == 144
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import onnxcompress as oc
 from onnxcompress.errors import InputError
-from onnxcompress.layers import FactorLayer, factor_layers, sharing
+from onnxcompress.layers import FactorLayer, factor_layers
 from onnxcompress.model import simplify
 from onnxcompress.plan import Plan, Ranks, from_yaml, to_yaml
 from onnxcompress.runtime import run, session
@@ -114,8 +114,9 @@ def _integer(node: ir.Node, name: str, default: int) -> int:
 def test_full_ranks_are_the_original(model):
     note(str(model))
     ranks: dict[str, Ranks] = {}
-    for readers in sharing([layer for layer in layers_of(model) if not layer.obstacle]):
-        ranks |= {layer.name: full_ranks(layer) for layer in readers}
+    for layer in layers_of(model):
+        if not layer.obstacle:
+            ranks |= dict.fromkeys(layer.names, full_ranks(layer))
     plan = Plan(decompose=ranks)
     assert_same_outputs(oc.apply(model, plan).model, model)
 
@@ -126,15 +127,15 @@ def test_any_ranks_are_the_original_with_the_weights_multiplied_out(model, data)
     note(str(model))
     ranks: dict[str, Ranks] = {}
     layers = [layer for layer in layers_of(model) if not layer.obstacle]
-    for readers in sharing(layers):
-        full = full_ranks(readers[0])
+    for layer in layers:
+        full = full_ranks(layer)
         chosen = Ranks(*(data.draw(st.integers(1, rank)) for rank in (full.out, full.into)))
-        if readers[0].kind != "kxk":
+        if layer.kind != "kxk":
             chosen = Ranks(chosen.out, chosen.out)
         elif data.draw(st.booleans()):
-            rank = data.draw(st.integers(1, min(readers[0].highest_cp_rank, 12)))
+            rank = data.draw(st.integers(1, min(layer.highest_cp_rank, 12)))
             chosen = Ranks(rank, rank, depthwise=True)
-        ranks |= {layer.name: chosen for layer in readers}
+        ranks |= dict.fromkeys(layer.names, chosen)
     result = oc.apply(model, Plan(decompose=ranks))
     onnx.checker.check_model(ir.to_proto(result.model), full_check=True)
     assert_same_outputs(result.model, multiplied_out(model, result.model, result.plan))
@@ -163,15 +164,12 @@ def test_what_is_chosen_has_fewer_macs_is_stored_once_and_can_be_repeated(model,
     assert oc.cost(result.model).macs < oc.cost(simplify(model)).macs
     assert_same_outputs(result.model, multiplied_out(model, result.model, result.plan))
     nodes = {str(node.name): node for node in result.model.graph}
-    readers: dict[str, list[FactorLayer]] = {}
     for layer in layers_of(model):
         if layer.name in result.plan.decompose:
-            readers.setdefault(str(layer.weights.name), []).append(layer)
-    for layers in readers.values():
-        assert len({result.plan.decompose[layer.name] for layer in layers}) == 1
-        for part in ("in", "core", "out"):
-            chains = [nodes.get(f"{layer.name}/{part}") for layer in layers]
-            assert len({node and node.inputs[layers[0].constant].name for node in chains}) == 1
+            assert len({result.plan.decompose[name] for name in layer.names}) == 1
+            for part in ("in", "core", "out"):
+                chains = [nodes.get(f"{name}/{part}") for name in layer.names]
+                assert len({node and node.inputs[layer.constant].name for node in chains}) == 1
 
 
 @SETTINGS
@@ -179,12 +177,12 @@ def test_what_is_chosen_has_fewer_macs_is_stored_once_and_can_be_repeated(model,
 def test_the_highest_cp_rank_is_nearly_the_original(model):
     note(str(model))
     layers = [layer for layer in layers_of(model) if layer.kind == "kxk" and not layer.obstacle]
-    ranks = {layer.name: Ranks(*[layer.highest_cp_rank] * 2, depthwise=True) for layer in layers}
+    highest = {layer.name: Ranks(*[layer.highest_cp_rank] * 2, depthwise=True) for layer in layers}
+    ranks = {name: highest[layer.name] for layer in layers for name in layer.names}
     chains = oc.apply(model, Plan(decompose=ranks))
-    product = multiplied_out(model, chains.model, chains.plan)
-    for layer, new in zip(layers_of(model), layers_of(product), strict=True):
-        if layer.name in ranks:
-            assert np.sum((layer.weight - new.weight) ** 2) < 1e-4 * np.sum(layer.weight**2)
+    product = {layer.name: layer for layer in layers_of(multiplied_out(model, chains.model, chains.plan))}
+    for layer in layers:
+        assert np.sum((layer.weight - product[layer.name].weight) ** 2) < 1e-4 * np.sum(layer.weight**2)
 
 
 def weights(**shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -276,10 +274,11 @@ def test_fewer_macs_is_judged_over_all_that_read_the_weights():
     text = SIAMESE.replace("[1,1,1,1]", "[1,1,1,1], strides=[9,9]").replace("16,9,9", "16,1,1")
     model = network(text, weights(w=(16, 12, 3, 3), a=(16,), b=(16,)))
     kept = oc.decompose(model, rank="fraction:0.75").plan.kept
-    left, right = layers_of(model)
+    (both,) = layers_of(model)
+    (right,) = both.others
     ranks = Ranks(12, 9)
     assert right.chain_macs(ranks) < right.macs
-    share = (left.chain_macs(ranks) + right.chain_macs(ranks)) / (left.macs + right.macs)
+    share = both.chain_macs(ranks) / both.macs
     assert kept["left"] == kept["right"]
     assert f"at ranks 12, 9 would need {share:.2f} times the MACs" in kept["left"]
 

@@ -1,12 +1,13 @@
 """The input patches that a layer's weights are applied to, at sampled positions of its output."""
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcompress.layers import CONVOLUTIONS, PRODUCTS, FactorLayer, sharing
+from onnxcompress.layers import CONVOLUTIONS, PRODUCTS, FactorLayer
 
 WIDEST = 9216
 """Inputs of one filter beyond which second moments are not kept: 324 MB of them."""
@@ -25,10 +26,17 @@ def obstacle(layer: FactorLayer) -> str:
     """Why a layer's weights cannot be fitted to data; empty when they can."""
     if not layer.shape:
         return layer.obstacle
-    if (reason := too_wide(layer)) and (layer.node.op_type in CONVOLUTIONS or layer.size != 1):
+    if (reason := too_wide(layer)) and (layer.node.op_type in CONVOLUTIONS or layer.positions[1] != 1):
         return reason
-    if len(layer.weights.uses()) > 1:
-        return "its weights are shared"
+    if len(layer.weights.uses()) > len(layer.applications):
+        return "its weights are read in another way, too"
+    if not all(_same(each.bias, layer.bias) for each in layer.others):
+        return "its weights are shared, its biases are not"
+    return next(filter(None, map(_obstacle, layer.applications)), "")
+
+
+def _obstacle(layer: FactorLayer) -> str:
+    """In how its node applies the weights."""
     attributes = layer.node.attributes
     if layer.node.op_type == "Gemm" and any(attributes.get_float(name, 1) != 1 for name in ("alpha", "beta")):
         return "its Gemm is scaled"
@@ -37,6 +45,10 @@ def obstacle(layer: FactorLayer) -> str:
     if layer.node.op_type == "ConvTranspose" and {"auto_pad", "output_shape"} & set(attributes):
         return "its pads are computed"
     return ""
+
+
+def _same(a: NDArray | None, b: NDArray | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
 
 def too_wide(layer: FactorLayer) -> str:
@@ -49,29 +61,59 @@ def too_wide(layer: FactorLayer) -> str:
     return f"a filter of {layer.width} inputs is too wide for second moments"
 
 
-def per_sample(layer: FactorLayer, samples: int) -> int:
-    """Patches to take from each sample, of those that its output has positions for."""
+def per_sample(layer: FactorLayer, samples: int) -> list[int]:
+    """Patches to take from each sample at each application, of those that its output has positions for.
+
+    Applications have equal parts: a detector's coarse levels have few positions, and count as the others do.
+    """
     least = min(LEAST, math.ceil(MOST / samples))
     wanted = max(least, math.ceil(PER_INPUT * layer.width / samples))
-    return min(wanted, layer.output_size)
+    part = math.ceil(wanted / len(layer.applications))
+    return [min(part, each.output_size) for each in layer.applications]
 
 
 def patches(
-    layer: FactorLayer, x: NDArray, samples: int, count: int, seed: tuple[int, ...]
+    layer: FactorLayer,
+    values: Mapping[str, NDArray],
+    samples: int,
+    counts: Sequence[int],
+    seed: tuple[int, ...],
 ) -> NDArray[np.float32]:
-    """Patches at random positions of a layer's output; the same positions for the same seed and sizes.
+    """Patches at random positions of a layer's outputs; the same positions for the same seed and sizes.
 
     Args:
         layer: one without `obstacle`.
-        x: its input, (…, C, *size) of a convolution, (…, C) of a product. A sample may have several entries
-            of the first dimension: windows of an image, frames.
-        samples: whose input it is, one after the other.
-        count: patches of each sample.
+        values: what its applications read, by name.
+        samples: whose input that is, one after the other.
+        counts: patches of each sample, by application.
         seed: any integers.
 
     Returns:
         shape (groups, patches, C / groups · kernel): of all groups at the same positions, those of one sample
         after those of the other.
+    """
+    parts = [
+        _patches(each, values[each.reads], samples, count, seed)
+        for each, count in zip(layer.applications, counts, strict=True)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    owners = [np.arange(part.shape[1]) * samples // part.shape[1] for part in parts]
+    return np.concatenate(parts, axis=1)[:, np.argsort(np.concatenate(owners), kind="stable")]
+
+
+def _patches(
+    layer: FactorLayer, x: NDArray, samples: int, count: int, seed: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Those of one application.
+
+    Args:
+        layer: that.
+        x: its input, (…, C, *size) of a convolution, (…, C) of a product. A sample may have several entries
+            of the first dimension: windows of an image, frames.
+        samples: whose input it is, one after the other.
+        count: patches of each sample.
+        seed: any integers.
     """
     random = np.random.default_rng(seed)
     entries_in_all = x.size // x.shape[-1] if layer.node.op_type in PRODUCTS else len(x)
@@ -159,4 +201,4 @@ class _Window:
 
 def fitted_layers(layers: list[FactorLayer]) -> list[FactorLayer]:
     """The layers whose weights can be fitted to data."""
-    return [readers[0] for readers in sharing(layers) if len(readers) == 1 and not obstacle(readers[0])]
+    return [layer for layer in layers if not obstacle(layer)]

@@ -12,7 +12,7 @@ from onnxcompress.calibration.inside import values_inside
 from onnxcompress.calibration.patches import patches, per_sample
 from onnxcompress.calibration.samples import Samples
 from onnxcompress.calibration.stages import DISK
-from onnxcompress.layers import FactorLayer
+from onnxcompress.layers import FactorLayer, reads
 from onnxcompress.progress import Steps
 from onnxcompress.threads import ahead
 
@@ -60,7 +60,7 @@ class Responses:
         room, self._kept = DISK, []
         for number in self._order[place:]:
             layer = self._layers[number]
-            room -= 4 * len(self._samples) * per_sample(layer, len(self._samples)) * layer.shape[0]
+            room -= 4 * len(self._samples) * sum(per_sample(layer, len(self._samples))) * layer.shape[0]
             if room < 0 and self._kept:
                 break
             self._kept.append(number)
@@ -69,11 +69,10 @@ class Responses:
             number: layer.by_group.astype(np.float32).swapaxes(1, 2) for number, layer in layers.items()
         }
         self._batches = 0
-        read = [layer.reads for layer in layers.values()]
-        for places, values in ahead(values_inside(self._model, read, self._samples)):
+        for places, values in ahead(values_inside(self._model, reads(layers.values()), self._samples)):
             for number, layer in layers.items():
-                count, seed = per_sample(layer, len(self._samples)), (number, self._batches)
-                y = patches(layer, values[layer.reads], len(places), count, seed) @ weights[number]
+                counts, seed = per_sample(layer, len(self._samples)), (number, self._batches)
+                y = patches(layer, values, len(places), counts, seed) @ weights[number]
                 if (bias := layer.bias) is not None:
                     y += bias.reshape(layer.groups, 1, -1).astype(np.float32)
                 with self._file(number).open("ab") as file:

@@ -1,7 +1,8 @@
 """Running a network from front to back in stages, so that its weights can be changed on the way.
 
-A layer's level is the number of layers on the longest way that leads to it. What has been computed before a
-level is kept on the disk, and the rest of the network goes on from there.
+A layer's level is the number of layers on the longest way that leads to it, or to another place where its
+weights are applied. What has been computed before a level is kept on the disk, and the rest of the network
+goes on from there.
 """
 
 import math
@@ -40,7 +41,7 @@ class Stages:
         """Take apart a network; its weights may change later, its nodes may not."""
         self.model, self.samples = model, samples
         shapes = concrete_shapes(model.clone())
-        levels = _levels(model, {layer.node for layer in layers})
+        levels = _levels(model, layers)
         deepest = max(levels.values(), default=0)
         stages = min(deepest, MOST_STAGES)
         self.stage_of = {
@@ -138,12 +139,23 @@ def _run(runnable: Runnable, known: Values, names: Sequence[str]) -> Values:
     return dict(zip(names, run(runnable, feeds), strict=True))
 
 
-def _levels(model: ir.Model, layers: set[ir.Node]) -> dict[ir.Value, int]:
-    """The level of every value that is computed from the network's inputs, and of these (0)."""
-    levels = dict.fromkeys(model.graph.inputs, 0)
-    for node in model.graph:
-        level = max((levels.get(value, 0) for value in _read(node)), default=0)
-        levels |= dict.fromkeys(node.outputs, level + (node in layers))
+def _levels(model: ir.Model, layers: Sequence[FactorLayer]) -> dict[ir.Value, int]:
+    """The level of every value that is computed from the network's inputs, and of these (0).
+
+    A pass finds where each layer's last application is, the next one takes the others there. Weights that
+    are applied to what they gave have no such place; passes end all the same.
+    """
+    applied = {each.node: number for number, layer in enumerate(layers) for each in layer.applications}
+    last = [0] * len(layers)
+    for _ in range(1 + sum(bool(layer.others) for layer in layers)):
+        levels = dict.fromkeys(model.graph.inputs, 0)
+        for node in model.graph:
+            level = max((levels.get(value, 0) for value in _read(node)), default=0)
+            if node in applied:
+                number = applied[node]
+                last[number] = max(level, last[number])
+                level = last[number] + 1
+            levels |= dict.fromkeys(node.outputs, level)
     return levels
 
 

@@ -9,11 +9,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.calibration.inside import values_inside
-from onnxcompress.calibration.patches import obstacle, patches, per_sample, too_wide
+from onnxcompress.calibration.patches import fitted_layers, patches, per_sample, too_wide
 from onnxcompress.calibration.samples import Samples
 from onnxcompress.drafts import replacing
 from onnxcompress.errors import InputError
-from onnxcompress.layers import FactorLayer
+from onnxcompress.layers import FactorLayer, reads
 from onnxcompress.model import check_output
 from onnxcompress.progress import Steps
 from onnxcompress.threads import ahead, gram
@@ -110,14 +110,14 @@ def statistics(
     Returns:
         by layer. Memory: Σ groups · d² numbers and two batches of activations, however many samples.
     """
-    wanted = [layer for layer in layers if not obstacle(layer)]
+    wanted = fitted_layers(layers)
     if not wanted:
         return {}
     found = {layer.name: Accumulator(bool(too_wide(layer))) for layer in wanted}
-    for places, values in ahead(values_inside(model, [layer.reads for layer in wanted], samples)):
+    for places, values in ahead(values_inside(model, reads(wanted), samples)):
         for number, layer in enumerate(wanted):
-            count, seed = per_sample(layer, len(samples)), (number, int(places[0]))
-            found[layer.name].add(patches(layer, values[layer.reads], len(places), count, seed))
+            counts, seed = per_sample(layer, len(samples)), (number, int(places[0]))
+            found[layer.name].add(patches(layer, values, len(places), counts, seed))
         if progress is not None:
             progress(int(places[-1]) + 1, len(samples))
     return {name: accumulator.moments() for name, accumulator in found.items()}

@@ -9,9 +9,9 @@ import numpy as np
 from onnxcompress.calibration.statistics import Moments
 from onnxcompress.factoring.fitted import channel_slices, inputs
 from onnxcompress.factoring.ranks import MatrixRank, tucker_ranks
-from onnxcompress.layers import FactorLayer, sharing
+from onnxcompress.layers import FactorLayer
 from onnxcompress.plan import Ranks, matches
-from onnxcompress.progress import Steps
+from onnxcompress.progress import Steps, counted
 
 FEW_CHANNELS = 4
 """Input channels (per group) up to which only the output side is factored: those of images."""
@@ -39,23 +39,19 @@ def select(
         skip: glob patterns of layer names.
         include: kinds of layers to factor (see `FactorLayer.kind`).
         moments: of what layers read; where given, the rule sees a layer's response instead of its weights.
-        progress: called with (layers done, layers in all), of which those with the same weights are one.
+        progress: called with (layers done, layers in all).
 
     Returns:
         (ranks by layer, reason by layer of an included kind that is left alone)
     """
     decisions: dict[str, Ranks | str] = {}
-    considered = [readers for readers in sharing(layers) if readers[0].kind in include]
-    for done, readers in enumerate(considered):
-        if progress is not None:
-            progress(done, len(considered))
-        known = moments.get(readers[0].name) if moments and len(readers) == 1 else None
-        decision = _decision(readers, rank, round_to, skip, known)
-        decisions.update((layer.name, decision) for layer in readers)
-    in_order = [(layer.name, decisions.get(layer.name)) for layer in layers]
+    considered = [layer for layer in layers if layer.kind in include]
+    for layer in counted(considered, len(considered), progress):
+        known = moments.get(layer.name) if moments else None
+        decisions |= dict.fromkeys(layer.names, _decision(layer, rank, round_to, skip, known))
     return (
-        {name: decision for name, decision in in_order if isinstance(decision, Ranks)},
-        {name: decision for name, decision in in_order if isinstance(decision, str)},
+        {name: decision for name, decision in decisions.items() if isinstance(decision, Ranks)},
+        {name: decision for name, decision in decisions.items() if isinstance(decision, str)},
     )
 
 
@@ -96,22 +92,19 @@ def _response_ranks(layer: FactorLayer, rank: MatrixRank, moments: Moments) -> R
 
 
 def _decision(
-    readers: list[FactorLayer],
+    layer: FactorLayer,
     rank: MatrixRank,
     round_to: int,
     skip: tuple[str, ...],
     moments: Moments | None,
 ) -> Ranks | str:
-    if any(matches(layer.name, skip) for layer in readers):
+    if any(matches(name, skip) for name in layer.names):
         return "skipped as asked"
-    chosen = ranks_of(readers[0], rank, moments)
+    chosen = ranks_of(layer, rank, moments)
     if chosen is None:
-        return readers[0].obstacle
-    ranks = _rounded(chosen, readers[0], round_to)
-    before, after = (
-        sum(layer.macs for layer in readers),
-        sum(layer.chain_macs(ranks) for layer in readers),
-    )
+        return layer.obstacle
+    ranks = _rounded(chosen, layer, round_to)
+    before, after = layer.macs, layer.chain_macs(ranks)
     if after < before:
         return ranks
     return f"the chain at ranks {ranks} would need {after / before:.2f} times the MACs"

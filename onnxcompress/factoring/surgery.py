@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnxcompress.errors import InputError
 from onnxcompress.factoring.fitted import Factors, Inputs, fit_factors
 from onnxcompress.factoring.tucker import truncated_svd, tucker2
-from onnxcompress.layers import CONVOLUTIONS, FactorLayer, factor_layers, sharing, swap_sides
+from onnxcompress.layers import CONVOLUTIONS, FactorLayer, factor_layers, names_of, swap_sides
 from onnxcompress.model import refresh
 from onnxcompress.names import Names
 from onnxcompress.plan import Ranks
@@ -49,14 +49,13 @@ def factor(
     result = model.clone()
     layers = factor_layers(result, concrete_shapes(model))
     names = Names(result.graph)
-    for readers in sharing(layers):
-        if any(layer.name in ranks for layer in readers):
-            wanted = ranks[readers[0].name]
-            chains = (fitted or {}).get(readers[0].name)
-            weights = _factors(readers[0], wanted) if chains is None else _given(readers[0], chains)
-            factors = _stored(readers[0], wanted, weights, names)
-            for layer in readers:
-                _replace(layer, wanted, factors, names)
+    for layer in layers:
+        if layer.name in ranks:
+            wanted, chains = ranks[layer.name], (fitted or {}).get(layer.name)
+            weights = _factors(layer, wanted) if chains is None else _given(layer, chains)
+            factors = _stored(layer, wanted, weights, names)
+            for each in layer.applications:
+                _replace(each, wanted, factors, names)
     return refresh(result)
 
 
@@ -67,24 +66,22 @@ def check_ranks(model: ir.Model, ranks: dict[str, Ranks]) -> None:
         InputError: as `factor`.
     """
     layers = factor_layers(model, concrete_shapes(model))
-    if unknown := [name for name in ranks if name not in {layer.name for layer in layers}]:
+    known = names_of(layers)
+    if unknown := [name for name in ranks if name not in known]:
         raise InputError(f"decompose: there is no layer '{unknown[0]}' to factor; see `onnxcompress inspect`")
-    for readers in sharing(layers):
-        if any(layer.name in ranks for layer in readers):
-            _check(readers, ranks)
+    for layer in layers:
+        if given := [name for name in layer.names if name in ranks]:
+            _check(layer, given[0], ranks)
 
 
-def _check(readers: list[FactorLayer], ranks: dict[str, Ranks]) -> None:
-    """See that these layers, all of which read the same weights, can have their ranks."""
-    layer = next(layer for layer in readers if layer.name in ranks)
-    wanted = ranks[layer.name]
+def _check(layer: FactorLayer, name: str, ranks: dict[str, Ranks]) -> None:
+    """See that a layer, one of whose nodes has this name, can have its ranks."""
+    wanted = ranks[name]
     if layer.obstacle:
-        raise InputError(f"decompose: {layer.name} cannot be factored: {layer.obstacle}")
-    for other in readers:
-        if ranks.get(other.name) != wanted:
-            raise InputError(
-                f"decompose: {layer.name} and {other.name} read the same weights: give both the same ranks"
-            )
+        raise InputError(f"decompose: {name} cannot be factored: {layer.obstacle}")
+    for other in layer.names:
+        if ranks.get(other) != wanted:
+            raise InputError(f"decompose: {name} and {other} read the same weights: give both the same ranks")
     out, into = layer.sides
     per_group = " per group" if layer.groups > 1 else ""
     if wanted.depthwise and layer.kind != "kxk":

@@ -45,19 +45,24 @@ class Choices:
         eliminations: one per group of the problem: which sets go first.
         clusters: groups, by number, that the same layers read.
         graph: of the network's channels.
+        layers: of the network, by name.
     """
 
     problem: Problem
     eliminations: Sequence[Elimination]
     clusters: Sequence[Sequence[int]]
     graph: ChannelGraph
+    layers: Mapping[str, FactorLayer]
 
     def plan(self, decision: Decision) -> Plan:
         """What a decision does, by layer."""
         gone = [e.order[:count] for e, count in zip(self.eliminations, decision.removed, strict=True)]
         filters = filters_of(self.graph, np.concatenate([np.zeros(0, np.int64), *gone]))
         ranks = {name: ranks_of(self.problem, decision, name) for name in decision.picked}
-        return Plan(prune=filters, decompose={name: pair for name, pair in ranks.items() if pair is not None})
+        applied = {each: pair for name, pair in ranks.items() for each in self.layers[name].names}
+        return Plan(
+            prune=filters, decompose={name: pair for name, pair in applied.items() if pair is not None}
+        )
 
 
 def choices(
@@ -123,7 +128,7 @@ def choices(
         whole[0] = True
         found.append(GroupChoice(elimination.damage, whole, filters, channels, elimination.shares))
     renumbered = [[number[index] for index in cluster] for cluster in together]
-    return Choices(Problem(offered, found, fixed), list(eliminations.values()), renumbered, graph)
+    return Choices(Problem(offered, found, fixed), list(eliminations.values()), renumbered, graph, known)
 
 
 def layer_choice(layer: FactorLayer, possibilities: Options, sensitivity: float, kind: str) -> LayerChoice:
@@ -132,7 +137,7 @@ def layer_choice(layer: FactorLayer, possibilities: Options, sensitivity: float,
     options = [Ranks(filters, channels), *(ranks for ranks, _ in possibilities)]
     damages = [0.0, *(sensitivity * error for _, error in possibilities)]
     each = {"params": 1, "size": layer.itemsize}.get(kind)
-    sizes = (layer.input_size, layer.size, layer.output_size) if each is None else (each,) * 3
+    sizes = layer.positions if each is None else (each,) * 3
     return LayerChoice(filters, channels, layer.groups, layer.kernel, *sizes, options, np.array(damages))
 
 

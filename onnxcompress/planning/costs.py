@@ -69,8 +69,10 @@ def planned_cost(survey: Survey, plan: Plan, rewrite: Sequence[str], kind: str) 
         network = remove_filters(network, plan.prune)
     network = rewrite_lrn(network, rewrite)
     if plan.decompose:
-        layers = {layer.name: layer for layer in factor_layers(network, concrete_shapes(network))}
-        empty = {name: _empty(layers[name], ranks) for name, ranks in plan.decompose.items()}
+        layers = [
+            each for each in factor_layers(network, concrete_shapes(network)) if each.name in plan.decompose
+        ]
+        empty = {layer.name: _empty(layer, plan.decompose[layer.name]) for layer in layers}
         network = factor(network, plan.decompose, empty)
     if kind == "size":
         return file_size(parted(network, survey.together))

@@ -215,7 +215,7 @@ class Planner:
     def _look(self, layer: FactorLayer) -> Look:
         moments = self.survey.moments[layer.name]
         parts = products(layer, moments)
-        may_change = not matches(layer.name, self.skip)
+        may_change = not any(matches(name, self.skip) for name in layer.names)
         options, chains = possible(layer, moments, parts, self.round_to) if may_change else ([], [])
         if chains:
             return Look(parts, options, len(options), *chained(layer, moments, chains))

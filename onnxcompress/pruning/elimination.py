@@ -102,8 +102,15 @@ def unseen(
         layers: of it.
         moments: by layer.
     """
-    known = {layer.node for layer in layers if has_covariance(layer, moments) or layer.kind == "depthwise"}
-    obstacles = {layer.node: obstacle(layer) or too_wide(layer) for layer in layers}
+    known = {
+        each.node
+        for layer in layers
+        if has_covariance(layer, moments) or layer.kind == "depthwise"
+        for each in layer.applications
+    }
+    obstacles = {
+        each.node: obstacle(layer) or too_wide(layer) for layer in layers for each in layer.applications
+    }
     own = {layer.node: layer.atoms for layer in graph.layers}
     found: dict[int, str] = {}
     for entry in graph.parameters:

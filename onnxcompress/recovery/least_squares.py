@@ -28,7 +28,7 @@ from onnxcompress.factoring.fitted import (
     product_factors,
     responses_to,
 )
-from onnxcompress.layers import FactorLayer, factor_layers, relu_after, set_weights
+from onnxcompress.layers import FactorLayer, factor_layers, reads, relu_after, set_weights
 from onnxcompress.plan import Ranks
 from onnxcompress.progress import Progress, counted, steps_of
 from onnxcompress.pruning.surgery import filters_gone
@@ -157,12 +157,12 @@ def _observed(
     found: dict[str, list[NDArray]] = {layer.name: [] for layer in members}
     count_fitted = dict.fromkeys(found, 0)
     seen = 0
-    for batch, values in enumerate(ahead(stages.before(stage, [layer.reads for layer in members]))):
+    for batch, values in enumerate(ahead(stages.before(stage, reads(members)))):
         places, rows = stages.batches[batch], stages.rows[batch]
+        values = {name: own(value, len(places), rows) for name, value in values.items()}
         for layer in members:
-            count = per_sample(before[layer.name], len(stages.samples))
-            read = own(values[layer.reads], len(places), rows)
-            x = patches(layer, read, len(places), count, (number[layer.name], batch))
+            counts = per_sample(before[layer.name], len(stages.samples))
+            x = patches(layer, values, len(places), counts, (number[layer.name], batch))
             found[layer.name].append(x)
             count_fitted[layer.name] += x.shape[1] * min(max(fitted - seen, 0), len(places)) // len(places)
         seen += len(places)
@@ -185,7 +185,7 @@ def _kept(y: NDArray, gone: NDArray[np.bool_] | None, groups: int) -> NDArray:
 
 def _fit_layer(layer: FactorLayer, seen: Observed, ranks: Ranks | None) -> Fit:
     given = layer.by_group
-    relu = relu_after(layer.node) is not None
+    relu = all(relu_after(each.node) is not None for each in layer.applications)
     weights, biases, factors = [], [], []
     for x, y, w in zip(seen.x, seen.y, given, strict=True):
         product, bias, chain = fit_group(
