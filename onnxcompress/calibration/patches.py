@@ -8,6 +8,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.layers import CONVOLUTIONS, PRODUCTS, FactorLayer
+from onnxcompress.windows import Shape, size_given, windows
 
 WIDEST = 9216
 """Inputs of one filter beyond which second moments are not kept: 324 MB of them."""
@@ -132,12 +133,12 @@ def _patches(
         chosen = np.take_along_axis(rows, drawn(rows.shape[1])[..., None], axis=1)
         return np.asarray(chosen, np.float32).reshape(1, -1, x.shape[-1])
     size, kernel = x.shape[2:], layer.shape[2:]
-    window = _Window(layer.node, size, kernel)
-    places, entries, channels = math.prod(window.output), len(x) // samples, x.shape[1]
+    given = size_given(layer.node, kernel, size)
+    places, entries, channels = math.prod(given), len(x) // samples, x.shape[1]
     entry, flat = np.divmod(drawn(entries * places), places)
     padded = np.zeros((len(x), channels, math.prod(size) + 1), np.float32)
     padded[..., :-1] = x.reshape(len(x), channels, -1)
-    index = window.inputs(flat) + entry[..., None] * padded.shape[-1]
+    index = _places_read(layer.node, size, kernel, given, flat) + entry[..., None] * padded.shape[-1]
     padded = padded.reshape(samples, entries, channels, -1).swapaxes(1, 2).reshape(samples, channels, -1)
     # (C, patches of one sample, kernel) of every sample
     found = np.stack([sample[:, at] for sample, at in zip(padded, index, strict=True)], axis=1)
@@ -145,58 +146,33 @@ def _patches(
     return np.ascontiguousarray(grouped).reshape(layer.groups, grouped.shape[1], -1)
 
 
-class _Window:
-    """Where a convolution's kernel reads."""
+def _places_read(
+    node: ir.Node, size: Shape, kernel: Shape, given: Shape, positions: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Flat input index that each element of the kernel reads at flat output positions; outside: past all.
 
-    def __init__(self, node: ir.Node, size: tuple[int, ...], kernel: tuple[int, ...]) -> None:
-        axes = len(size)
-        self.size, self.kernel, self.transposed = size, kernel, node.op_type == "ConvTranspose"
+    Shape (*positions.shape, prod(kernel)).
 
-        def integers(name: str, default: int, count: int) -> NDArray[np.int64]:
-            return np.array(node.attributes.get_ints(name, [default] * count), np.int64)
-
-        self.strides, self.dilations = integers("strides", 1, axes), integers("dilations", 1, axes)
-        pads = integers("pads", 0, 2 * axes)
-        reach = (np.array(kernel) - 1) * self.dilations
-        if self.transposed:
-            extra = integers("output_padding", 0, axes)
-            self.output = (np.array(size) - 1) * self.strides + reach + 1 - pads[:axes] - pads[axes:] + extra
+    Args:
+        node: the convolution.
+        size: of its input.
+        kernel: its size.
+        given: size of its output.
+        positions: any of them.
+    """
+    window = windows(node, kernel, size, given)
+    flat = np.zeros((*positions.shape, 1), np.int64)
+    inside = np.ones((*positions.shape, 1), bool)
+    for axis, at in enumerate(np.unravel_index(positions, given)):
+        taps, stride = np.arange(kernel[axis]) * window.dilations[axis], window.strides[axis]
+        if node.op_type == "ConvTranspose":
+            read, rest = np.divmod(at[..., None] + window.before[axis] - taps, stride)
         else:
-            auto = node.attributes.get_string("auto_pad", "NOTSET")
-            if auto.startswith("SAME"):
-                wanted = -(-np.array(size) // self.strides)
-                total = np.maximum((wanted - 1) * self.strides + reach + 1 - size, 0)
-                before = total // 2 if auto == "SAME_UPPER" else total - total // 2
-                pads = np.concatenate([before, total - before])
-            elif auto == "VALID":
-                pads = np.zeros_like(pads)
-            self.output = (np.array(size) + pads[:axes] + pads[axes:] - reach - 1) // self.strides + 1
-        self.pads = pads[:axes]
-
-    def inputs(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Flat input index that each element of the kernel reads at flat output positions; outside: past all.
-
-        Shape (*positions.shape, prod(kernel)).
-        """
-        flat = np.zeros((*positions.shape, 1), np.int64)
-        inside = np.ones((*positions.shape, 1), bool)
-        axes = zip(
-            np.unravel_index(positions, tuple(self.output)),
-            self.size,
-            self.kernel,
-            range(len(self.size)),
-            strict=True,
-        )
-        for at, size, width, axis in axes:
-            taps = np.arange(width) * self.dilations[axis]
-            if self.transposed:
-                read, rest = np.divmod(at[..., None] + self.pads[axis] - taps, self.strides[axis])
-            else:
-                read, rest = at[..., None] * self.strides[axis] - self.pads[axis] + taps, np.int64(0)
-            valid = (read >= 0) & (read < size) & (rest == 0)
-            flat = (flat[..., None] * size + read[..., None, :]).reshape(*positions.shape, -1)
-            inside = (inside[..., None] & valid[..., None, :]).reshape(*positions.shape, -1)
-        return np.where(inside, flat, math.prod(self.size))
+            read, rest = at[..., None] * stride - window.before[axis] + taps, np.int64(0)
+        valid = (read >= 0) & (read < size[axis]) & (rest == 0)
+        flat = (flat[..., None] * size[axis] + read[..., None, :]).reshape(*positions.shape, -1)
+        inside = (inside[..., None] & valid[..., None, :]).reshape(*positions.shape, -1)
+    return np.where(inside, flat, math.prod(size))
 
 
 def fitted_layers(layers: list[FactorLayer]) -> list[FactorLayer]:

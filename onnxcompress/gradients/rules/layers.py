@@ -8,8 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxcompress.gradients.rules.registry import NoGradientError, rule
-from onnxcompress.gradients.rules.windows import Windows, windows
 from onnxcompress.gradients.tape import Gradients, Shape, Tape
+from onnxcompress.windows import Windows, windows
 
 SMALL_MAP, FEW_CHANNELS = 100, 16
 """Positions and channels below which the weight gradient is a convolution: matrices would be too thin."""
@@ -27,7 +27,7 @@ def conv(tape: Tape, node: ir.Node, inputs: Any) -> Any:
     shape, rank = tape.shape(weight), len(tape.shape(x))
 
     def pullback(g: ir.Value) -> Gradients:
-        w = windows(node, shape[2:], tape.shape(x), tape.shape(y))
+        w = windows(node, shape[2:], tape.shape(x)[2:], tape.shape(y)[2:])
         return [
             _input_gradient(tape, g, weight, w, group) if tape.wants(x) else None,
             _weight_gradient(tape, x, g, shape, w, group) if tape.wants(weight) else None,
@@ -164,21 +164,7 @@ def conv_transpose(tape: Tape, node: ir.Node, inputs: Any) -> Any:
         raise NoGradientError("output_shape")
     group, shape = node.attributes.get_int("group", 1), tape.shape(weight)
     rank = len(shape)
-    ones = (1,) * (rank - 2)
-
-    def numbers(name: str, default: Shape) -> Shape:
-        return tuple(node.attributes.get_ints(name, default))
-
-    pads = numbers("pads", (0,) * 2 * (rank - 2))
-    w = Windows(
-        kernel=shape[2:],
-        strides=numbers("strides", ones),
-        dilations=numbers("dilations", ones),
-        before=pads[: rank - 2],
-        behind=pads[rank - 2 :],
-        size=tape.shape_in_network(node.outputs[0])[2:],
-        count=tape.shape(x)[2:],
-    )
+    w = windows(node, shape[2:], tape.shape(x)[2:], tape.shape_in_network(node.outputs[0])[2:])
 
     def pullback(g: ir.Value) -> Gradients:
         back = None

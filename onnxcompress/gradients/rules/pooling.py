@@ -9,8 +9,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from onnxcompress.gradients.rules.registry import NoGradientError, rule
-from onnxcompress.gradients.rules.windows import Windows, windows
 from onnxcompress.gradients.tape import Gradients, Shape, Tape
+from onnxcompress.windows import Windows, windows
 
 
 @rule("MaxPool")
@@ -93,7 +93,7 @@ def _shares(w: Windows, declared: list[int], padding_counts: bool) -> NDArray[np
 
 def _windows_of(node: ir.Node, tape: Tape, shape: tuple[int, ...]) -> Windows:
     kernel = tuple(node.attributes["kernel_shape"].as_ints())
-    return windows(node, kernel, shape, tape.shape_in_network(node.outputs[0]))
+    return windows(node, kernel, shape[2:], tape.shape_in_network(node.outputs[0])[2:])
 
 
 @rule("GlobalAveragePool")

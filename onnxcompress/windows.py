@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxcompress.gradients.tape import Shape
+Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,19 @@ class Windows:
         return [*self.before, *self.behind]
 
 
-def windows(node: ir.Node, kernel: Shape, data: Shape, output: Shape) -> Windows:
-    """The windows of a Conv or pool, with ``auto_pad`` and ``ceil_mode`` written out as padding.
+def windows(node: ir.Node, kernel: Shape, read: Shape, given: Shape) -> Windows:
+    """The windows of a convolution or pool, with ``auto_pad`` and ``ceil_mode`` written out as padding.
+
+    Those of a ConvTranspose are of the Conv whose transpose it is: that reads what the ConvTranspose gives.
 
     Args:
-        node: the Conv or pool.
+        node: the Conv, ConvTranspose with explicit pads, or pool.
         kernel: taps by spatial axis.
-        data: shape of what it reads.
-        output: shape of what it gives.
+        read: spatial size of what it reads.
+        given: spatial size of what it gives.
     """
-    size, count = data[2:], output[2:]
-    ones = (1,) * len(size)
-
-    def numbers(name: str, default: Shape) -> Shape:
-        return tuple(node.attributes.get_ints(name, default))
-
-    strides, dilations = numbers("strides", ones), numbers("dilations", ones)
-    pads = numbers("pads", (0,) * 2 * len(size))
+    size, count = (given, read) if node.op_type == "ConvTranspose" else (read, given)
+    strides, dilations, pads = _attributes(node, kernel)
     mode = node.attributes.get_string("auto_pad", "NOTSET")
     before, behind = [], []
     for axis in range(len(size)):
@@ -83,3 +79,35 @@ def windows(node: ir.Node, kernel: Shape, data: Shape, output: Shape) -> Windows
             before.append(pads[axis])
             behind.append(max(pads[len(size) + axis], reach - size[axis] - pads[axis]))
     return Windows(kernel, strides, dilations, tuple(before), tuple(behind), size, count)
+
+
+def size_given(node: ir.Node, kernel: Shape, read: Shape) -> Shape:
+    """Spatial size of what a convolution gives: a Conv, or a ConvTranspose with explicit pads.
+
+    Args:
+        node: the convolution.
+        kernel: taps by spatial axis.
+        read: spatial size of what it reads.
+    """
+    strides, dilations, pads = _attributes(node, kernel)
+    mode = node.attributes.get_string("auto_pad", "NOTSET")
+    extra = node.attributes.get_ints("output_padding", (0,) * len(kernel))
+    found = []
+    for axis, (size, stride) in enumerate(zip(read, strides, strict=True)):
+        reach = (kernel[axis] - 1) * dilations[axis]
+        padding = 0 if mode == "VALID" else pads[axis] + pads[len(read) + axis]
+        if node.op_type == "ConvTranspose":
+            found.append((size - 1) * stride + reach + 1 - padding + extra[axis])
+        elif mode.startswith("SAME"):
+            found.append(-(-size // stride))
+        else:
+            found.append((size + padding - reach - 1) // stride + 1)
+    return tuple(found)
+
+
+def _attributes(node: ir.Node, kernel: Shape) -> tuple[Shape, Shape, Shape]:
+    """Strides, dilations and pads."""
+    ones = (1,) * len(kernel)
+    defaults = {"strides": ones, "dilations": ones, "pads": (0,) * 2 * len(kernel)}
+    strides, dilations, pads = (tuple(node.attributes.get_ints(*each)) for each in defaults.items())
+    return strides, dilations, pads
