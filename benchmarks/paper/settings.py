@@ -16,7 +16,7 @@ class Settings:
         batch: samples in a step.
         task_epochs: of fine-tuning to the task, before any compression.
         side: of the images, in pixels; None: as the network has it.
-        seeds: at the points that the headline rests on; the others have one.
+        seeds: at the points that the headline rests on, for the first network; the others have one.
     """
 
     points: dict[str, tuple[str, ...]] = field(
