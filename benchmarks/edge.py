@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from onnxcompress.tables import table
 from rich.console import Console
 from rich.table import Table
 
 import onnxcompress as oc
 from models.digits import SHIPPED
 from models.digits_data import load_digits_parts
-from onnxcompress import report
 from onnxcompress.runtime import random_feeds, run, session
 from onnxcompress.shapes import stand_ins
 
@@ -219,7 +219,7 @@ def _table(rows: Sequence[Row]) -> Table:
         for row in (found[runtime, stage] for stage in stages):
             line += [row.failure, ""] if row.failure else [f"{row.error:.0e}", f"{row.milliseconds:.2f}"]
         lines.append(line)
-    return report.table(rows[0].network, columns, lines)
+    return table(rows[0].network, columns, lines)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from rich.console import Console
 
 import onnxcompress as oc
 from models.digits import SHIPPED
-from onnxcompress import report
 from onnxcompress.plots import AFTER, finish, new_figure
+from onnxcompress.report.measured import latency_table
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared" / "data" / "models"
@@ -54,7 +54,7 @@ def main() -> None:
                     runs=arguments.runs,
                 )
                 title = f"{name}: {f'{threads} thread' if threads else 'all threads'}, batch {found[0].batch}"
-                console.print(report.latency_table(found, title))
+                console.print(latency_table(found, title))
                 for each in found:
                     cost = costs[each.name]
                     records.append(

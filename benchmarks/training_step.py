@@ -21,7 +21,7 @@ from rich.console import Console
 import onnxcompress as oc
 from models.digits import SHIPPED
 from onnxcompress.model import simplify
-from onnxcompress.report import table
+from onnxcompress.report.tables import table
 
 ROOT = Path(__file__).resolve().parent.parent
 GOOGLENET = ROOT.parent / "shared" / "data" / "models" / "bvlc_googlenet"

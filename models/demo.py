@@ -10,11 +10,12 @@ from rich.console import Console
 
 import onnxcompress as oc
 from models.digits_data import Part, load_digits_parts
-from onnxcompress import report
 from onnxcompress.data import Data
 from onnxcompress.drafts import write_text
 from onnxcompress.plan import to_yaml
 from onnxcompress.plots import plot_layers
+from onnxcompress.report.compressed import fitted_lines
+from onnxcompress.report.tables import table
 
 MODEL = Path(__file__).with_name("digits_inception.onnx")
 OUTPUT = Path("demo-out")
@@ -59,9 +60,9 @@ def main() -> None:
             ]
         )
     columns = ["stage", "parameters", "MACs", "file", "test accuracy", "latency", "ratio"]
-    console.print(report.table("", columns, rows))
+    console.print(table("", columns, rows))
     assert result.fitted is not None
-    for line in report.fitted_lines(result.fitted):
+    for line in fitted_lines(result.fitted):
         console.print(line, markup=False)
     write_text(OUTPUT / "plan.yaml", to_yaml(result.plan))
     plot_layers(result, OUTPUT / "layers.png")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnxcompress.drafts import replacing
 from onnxcompress.errors import InputError
-from onnxcompress.report import layers_json
+from onnxcompress.report.compressed import layers_json
 
 if TYPE_CHECKING:
     from onnxcompress.results import Compressed, Point

@@ -11,7 +11,7 @@ from onnxcompress.factoring.surgery import factor
 from onnxcompress.model import simplify
 from onnxcompress.plan import Plan, Ranks, from_yaml, members, to_yaml
 from onnxcompress.pruning.surgery import remove_filters
-from onnxcompress.report import layers_json
+from onnxcompress.report.compressed import layers_json
 from onnxcompress.runtime import run, session
 from onnxcompress.siblings import among, joined, parted, siblings, stacked, unstacked
 from tests.networks import networks

@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 import onnxcompress as verbs
-from onnxcompress import report
 from onnxcompress.cli.options import Output, numbers, size
 from onnxcompress.cli.terminal import Printed, show
 from onnxcompress.model import check_output, save
 from onnxcompress.preprocessing import Preprocessing
+from onnxcompress.report.tables import millions
 
 
 def import_caffe(
@@ -52,6 +52,6 @@ def import_caffe(
     total = verbs.cost(model)
     show(
         {"output": str(output), "params": total.params, "macs": total.macs, "layers": len(total.layers)},
-        [f"{output}: {report.millions(total.params)} parameters, {report.millions(total.macs)} MACs"],
+        [f"{output}: {millions(total.params)} parameters, {millions(total.macs)} MACs"],
         printed,
     )

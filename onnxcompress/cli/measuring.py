@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 import onnxcompress as verbs
-from onnxcompress import plots, report
+from onnxcompress import plots
 from onnxcompress.cli.options import (
     Images,
     Limit,
@@ -29,6 +29,9 @@ from onnxcompress.cli.terminal import DONE, SHORT, Printed, progress_bar, show, 
 from onnxcompress.drafts import write_text
 from onnxcompress.errors import InputError
 from onnxcompress.model import check_output, load
+from onnxcompress.report.compressed import tradeoff_json, tradeoff_table
+from onnxcompress.report.inspected import groups_table, inspection_json, inspection_table
+from onnxcompress.report.measured import accuracy_table, latency_table, records
 
 
 def inspect(
@@ -50,12 +53,12 @@ def inspect(
     """
     with progress_bar(printed) as advance:
         found = verbs.inspect(model, time=time, progress=advance)
-    tables: list[Table | str] = [report.inspection_table(found)]
+    tables: list[Table | str] = [inspection_table(found)]
     if groups:
-        tables.append(report.groups_table(found))
+        tables.append(groups_table(found))
     for node, operator in found.unknown.items():
         tables.append(f"no pruning rule fits {operator} ('{node}'): what reaches it is kept whole")
-    show(report.inspection_json(found), tables, printed)
+    show(inspection_json(found), tables, printed)
 
 
 def tradeoff(
@@ -101,14 +104,14 @@ def tradeoff(
             skip=skip,
             progress=advance,
         )
-    content = report.tradeoff_json(points)
+    content = tradeoff_json(points)
     write_text(output, json.dumps(content, indent=1) + "\n")
     if plot is not None:
         plots.tradeoff(points, kind, plot)
     short = [f"short of what was asked: {point.shortfall}" for point in points if point.shortfall]
     if short and printed.quiet and not printed.as_json:
         stderr.print(*short, sep="\n")
-    show(content, [report.tradeoff_table(points), *short], printed)
+    show(content, [tradeoff_table(points), *short], printed)
     return SHORT if short else DONE
 
 
@@ -147,7 +150,7 @@ def evaluate(
             values=values,
             progress=partial(advance, "evaluating"),
         )
-    show(asdict(found), [report.accuracy_table(found)], printed)
+    show(asdict(found), [accuracy_table(found)], printed)
 
 
 def bench(
@@ -173,4 +176,4 @@ def bench(
             runs=runs,
             progress=partial(advance, "timing"),
         )
-    show({"networks": report.records(found)}, [report.latency_table(found)], printed)
+    show({"networks": records(found)}, [latency_table(found)], printed)

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from onnxcompress import report
 from onnxcompress.cli.terminal import DONE, SHORT, Printed, show, stderr
 from onnxcompress.drafts import write_text
 from onnxcompress.model import check_output, copy, load, save
 from onnxcompress.plan import to_yaml
+from onnxcompress.report.compressed import compressed_json, compressed_lines
+from onnxcompress.report.tables import change
 from onnxcompress.results import Compressed
 from onnxcompress.runtime import runner
 from onnxcompress.weights import files_of, fit_one_message
@@ -53,13 +54,13 @@ def finish(
         stage: sum(file.stat().st_size for file in files)
         for stage, files in (("before", files_of(original)), ("after", [output, *weights]))
     }
-    lines = report.compressed_lines(result, layers)
+    lines = compressed_lines(result, layers)
     if result.shortfall and printed.quiet and not printed.as_json:
         stderr.print(lines[-1])
-    saved = report.change(sizes["before"], sizes["after"])
+    saved = change(sizes["before"], sizes["after"])
     line = f"{output}: {sizes['after'] / 1e6:.2f} MB, was {sizes['before'] / 1e6:.2f} MB"
     lines.append(line + (f" ({saved})" if saved else "") + (f"; plan in {plan}" if write_plan else ""))
-    content = report.compressed_json(result) | {
+    content = compressed_json(result) | {
         "output": str(output),
         "plan": str(plan) if write_plan else None,
         "file_bytes": sizes,

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 import onnxcompress as verbs
-from onnxcompress import report
 from onnxcompress.cli.networks import read
 from onnxcompress.cli.options import (
     Images,
@@ -20,6 +19,7 @@ from onnxcompress.cli.options import (
 from onnxcompress.cli.terminal import Printed, progress_bar, show, stderr, stdout
 from onnxcompress.errors import InputError
 from onnxcompress.model import load, save
+from onnxcompress.report.measured import epoch_line, finetuned_json
 
 BY_A_SOLVER = ("epochs", "optimizer", "rate", "policy", "warmup", "weight_decay", "clip_gradients")
 """Options of training that a solver.prototxt has its own numbers for."""
@@ -140,7 +140,7 @@ def finetune(
 
     def tell(epoch: verbs.Epoch) -> None:
         if printed.tables and (epoch.number or epoch.validation):
-            stdout.print(report.epoch_line(epoch), markup=False, soft_wrap=True)
+            stdout.print(epoch_line(epoch), markup=False, soft_wrap=True)
 
     try:
         with progress_bar(printed) as advance:
@@ -174,7 +174,7 @@ def finetune(
     save(result.model, output, original=network if new_head is None else None)
     checkpoint.unlink(missing_ok=True)
     show(
-        {"output": str(output)} | report.finetuned_json(result),
+        {"output": str(output)} | finetuned_json(result),
         [f"{output}: the weights after epoch {result.best}, highest rate {result.rate:g}"],
         printed,
     )
