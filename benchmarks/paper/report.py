@@ -84,8 +84,11 @@ def headline(points: Sequence[Point]) -> str:
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for arm in dict.fromkeys(point["arm"] for point in points if point["arm"]):
-        for setting in dict.fromkeys(p["setting"] for p in points if p["arm"] == arm):
-            lines.append(_row([p for p in points if (p["arm"], p["setting"]) == (arm, setting)]))
+        by_setting: dict[str, list[Point]] = {}
+        for point in sorted(points, key=lambda each: -each["macs_share"]):
+            if point["arm"] == arm:
+                by_setting.setdefault(point["setting"], []).append(point)
+        lines += map(_row, by_setting.values())
     for cost in ("params", "macs"):
         arms = curves_of(points, cost)
         lines += ["", f"## Compression in {COSTS[cost]} at the same test accuracy", ""]
