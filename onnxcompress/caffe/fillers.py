@@ -39,6 +39,8 @@ def _uniform(filler: Any, shape: tuple[int, ...], random: np.random.Generator) -
 def _gaussian(filler: Any, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
     values = random.standard_normal(shape, np.float32) * np.float32(filler.std) + np.float32(filler.mean)
     if filler.sparse >= 0:
+        if not shape:
+            raise InputError("a sparse gaussian filler needs at least one dimension")
         values *= random.random(shape, np.float32) < filler.sparse / shape[0]
     return values
 
@@ -62,7 +64,7 @@ def _bilinear(filler: Any, shape: tuple[int, ...], random: np.random.Generator) 
         raise InputError("the bilinear filler needs a square kernel")
     size = shape[3]
     factor = math.ceil(size / 2)
-    centre = (2 * factor - 1 - factor % 2) / (2 * factor)
+    centre = (size - 1) / (2 * factor)
     profile = 1 - np.abs(np.arange(size) / factor - centre)
     return np.broadcast_to(np.outer(profile, profile), shape)
 

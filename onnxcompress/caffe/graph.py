@@ -15,6 +15,9 @@ from onnxcompress.caffe.parameters import Parameter, Source
 from onnxcompress.caffe.schema import ParamSpec
 from onnxcompress.shapes import LAYERS
 
+MULTIPLIERS = ("lr_mult", "decay_mult")
+"""Of a parameter's rate and its decay; 1 where no layer gives them."""
+
 FROZEN = 0.0, 0.0
 """Multipliers of what is never trained."""
 
@@ -48,7 +51,8 @@ class Graph:
         nodes: in the order of computation.
         initializers: by the identity of their arrays, which `shared` and the values keep alive.
         shared: parameters that a prototxt names, to share them between layers.
-        learning: parameters, with the multipliers to their rate and their decay, by their place in memory.
+        learning: parameters, with the multipliers to their rate and their decay as far as some layer gives
+            them, by their place in memory.
         value_names: taken already.
         node_names: taken already.
     """
@@ -59,7 +63,7 @@ class Graph:
     nodes: list[ir.Node] = field(default_factory=list)
     initializers: dict[int, ir.Value] = field(default_factory=dict)
     shared: dict[str, np.ndarray] = field(default_factory=dict)
-    learning: dict[int, tuple[np.ndarray, tuple[float, float]]] = field(default_factory=dict)
+    learning: dict[int, tuple[np.ndarray, dict[str, float]]] = field(default_factory=dict)
     value_names: set[str] = field(default_factory=set)
     node_names: set[str] = field(default_factory=set)
 
@@ -169,7 +173,14 @@ def parameters(graph: Graph, layer: Layer, *expected: Parameter) -> list[np.ndar
                 )
             arrays[index] = owned
     for array, spec in zip_longest(arrays, layer.message.param[: len(arrays)], fillvalue=ParamSpec()):
-        graph.learning.setdefault(array.ctypes.data, (array, (spec.lr_mult, spec.decay_mult)))
+        _, given = graph.learning.setdefault(array.ctypes.data, (array, {}))
+        for name in filter(spec.HasField, MULTIPLIERS):
+            value = getattr(spec, name)
+            if given.setdefault(name, value) != value:
+                raise layer.error(
+                    f"shares the parameter '{spec.name}', but its {name} is {given[name]:g} in an earlier "
+                    f"layer and {value:g} here; give both the same"
+                )
     return arrays
 
 
@@ -181,8 +192,13 @@ def multipliers(graph: Graph, node: ir.Node) -> list[tuple[float, float]]:
     """
     constants = [value.const_value for value in node.inputs[1:] if value is not None]
     places = [tensor.numpy().ctypes.data for tensor in constants if tensor is not None]
-    found = [graph.learning[place][1] if place in graph.learning else FROZEN for place in places]
+    found = [_multipliers(*graph.learning[place]) if place in graph.learning else FROZEN for place in places]
     return found * 2 if len(found) == 1 and node.op_type in LAYERS else found
+
+
+def _multipliers(_: np.ndarray, given: Mapping[str, float]) -> tuple[float, float]:
+    rate, decay = (given.get(name, 1.0) for name in MULTIPLIERS)
+    return rate, decay
 
 
 def initializer(graph: Graph, name: str, array: np.ndarray) -> ir.Value:
@@ -214,7 +230,7 @@ def reshape(graph: Graph, layer: Layer, x: Blob, shape: Sequence[int], *, step: 
         leading = accumulate(shape[:-1], mul, initial=1)
         fits = (
             axis
-            for axis, (count, size) in enumerate(zip(leading, shape, strict=True))
+            for axis, (count, size) in enumerate(zip(leading, shape, strict=False))  # none of a scalar
             if count == before and size % graph.batch_size == 0
         )
         batch = next(fits, None)

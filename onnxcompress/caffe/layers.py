@@ -265,6 +265,8 @@ def _scale(graph: Graph, layer: Layer) -> None:
     if len(layer.bottoms) == 2:
         shape = graph.bottom(layer, 1).shape
         factor: Blob | ir.Value = _second_bottom(graph, layer, axis)
+        if param.bias_term:
+            _check_batch_free(layer, x, range(axis, axis + len(shape)))
         arrays = parameters(graph, layer, Parameter(shape, param.bias_filler)) if param.bias_term else []
     else:
         array, *arrays = _scale_and_bias(graph, layer, _covered(layer, x, axis, param.num_axes))

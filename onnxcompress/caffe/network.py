@@ -221,11 +221,10 @@ def _modern_layer(old: Any) -> Any:
 
 
 def _params(old: Any) -> list[dict[str, Any]]:
-    count = max(len(old.param), len(old.blobs_lr), len(old.weight_decay))
-    columns = {"name": (old.param, ""), "lr_mult": (old.blobs_lr, 1.0), "decay_mult": (old.weight_decay, 1.0)}
+    columns = {"name": old.param, "lr_mult": old.blobs_lr, "decay_mult": old.weight_decay}
     return [
-        {key: given[row] if row < len(given) else default for key, (given, default) in columns.items()}
-        for row in range(count)
+        {key: given[row] for key, given in columns.items() if row < len(given)}
+        for row in range(max(map(len, columns.values())))
     ]
 
 
@@ -253,6 +252,8 @@ def _check_names(messages: Sequence[Any]) -> None:
     for message in messages:
         if not message.name:
             raise InputError(f"a layer of type '{message.type}' has no name; give it one")
+        if "" in (*message.bottom, *message.top):
+            raise _error(message, "one of its bottoms or tops has no name; give it one")
         if message.name in seen:
             raise _error(message, "an earlier layer has the same name; rename one of the two")
         if message.type != "Input":

@@ -54,6 +54,10 @@ def from_caffemodel(path: Path) -> Source:
         net = NetParameter.FromString(content)
     except DecodeError:
         raise InputError(f"{path}: truncated, or not a caffemodel; fetch it again") from None
+    if any(layer.HasField("layer") for layer in net.layers):
+        raise InputError(
+            f"{path}: has the oldest form; first convert it with upgrade_net_proto_binary of Caffe"
+        )
     blobs = {layer.name: layer.blobs for layer in (*net.layers, *net.layer) if layer.blobs}
     if not blobs:
         raise InputError(f"{path}: holds no weights; give the trained caffemodel")
@@ -103,10 +107,11 @@ def from_fillers(seed: int) -> Source:
 
 
 def _array(layer: Layer, index: int, blob: Any, expected: tuple[int, ...], path: Path) -> np.ndarray:
-    if blob.HasField("shape"):
-        shape = tuple(blob.shape.dim)
-    else:
+    legacy = ("num", "channels", "height", "width")
+    if any(map(blob.HasField, legacy)):
         shape = (blob.num, blob.channels, blob.height, blob.width)
+    else:  # of a single number Caffe writes neither
+        shape = tuple(blob.shape.dim)
     if _without_leading_ones(shape) != _without_leading_ones(expected):
         raise layer.error(
             f"blob {index} is {shape_text(shape)} in {path}, but {shape_text(expected)} by the prototxt; "

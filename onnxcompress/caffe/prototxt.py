@@ -8,15 +8,19 @@ from google.protobuf import text_format
 
 from onnxcompress.errors import InputError
 
-OPEN = frozenset(
-    {"NetParameter", "LayerParameter", "V1LayerParameter", "V0LayerParameter", "SolverParameter"}
-)
-"""Messages of which most fields do not matter here: unknown ones are skipped."""
+OPEN = frozenset({"V0LayerParameter"})
+"""Messages that are refused as a whole, later."""
 
 IRRELEVANT = frozenset(
-    {"engine", "force_nd_im2col", "moving_average_fraction", "share_mode", "stable_prod_grad"}
+    """
+    engine force_nd_im2col moving_average_fraction share_mode stable_prod_grad
+    force_backward debug_info phase propagate_down blob_share_mode
+    net train_net test_net train_state test_state test_iter test_interval test_compute_loss
+    test_initialization display average_loss snapshot snapshot_prefix snapshot_diff snapshot_format
+    snapshot_after_train solver_mode device_id layer_wise_reduce weights rms_decay
+    """.split()  # noqa: SIM905  # a list of this length is read more easily as text
 )
-"""Fields of the other messages by which nothing else is computed."""
+"""Fields by which nothing else is computed, of networks, layers and solvers."""
 
 
 def read(path: Path) -> str:
@@ -41,8 +45,7 @@ def parse(text: str, message: Any) -> Any:
     """Fill a message.
 
     Raises:
-        InputError: when the text does not have its form, or a message that is not `OPEN` has a field
-            that Caffe's does not have.
+        InputError: when the text does not have its form, or has a field that Caffe's message does not have.
     """
     try:
         text_format.Parse(text, message, allow_unknown_field=True)
@@ -56,9 +59,12 @@ def parse(text: str, message: Any) -> Any:
 
 
 def _check_fields(text: str, descriptor: Any) -> None:
-    """Look for fields that a message does not have, which the parser skips."""
-    tokens = text_format.Tokenizer(text.splitlines())
-    within = [("", descriptor)]
+    """Look for fields that a message does not have, which the parser skips.
+
+    What other kinds of layers are told is not known here: a message that is called …_param may be anything.
+    """
+    tokens = text_format.Tokenizer(text.split("\n"))
+    within = [(descriptor.name.removesuffix("Parameter").lower(), descriptor)]
     opened = within[0]  # what the next brace opens
     while not tokens.AtEnd():
         name = tokens.token
@@ -70,10 +76,11 @@ def _check_fields(text: str, descriptor: Any) -> None:
         elif re.fullmatch(r"[A-Za-z_]\w*", name) and tokens.token in (":", "{", "<"):
             outer, message = within[-1]
             field = None if message is None else message.fields_by_name.get(name)
-            if not (field or message is None or message.name in OPEN or name in IRRELEVANT):
+            of_a_layer = tokens.token != ":" and name.endswith("_param")
+            if not (field or message is None or message.name in OPEN or of_a_layer or name in IRRELEVANT):
                 line = tokens.ParseErrorPreviousToken(name).GetLine()  # type: ignore[arg-type]
                 raise InputError(
                     f"line {line}: {outer} has no field '{name}' in Caffe; correct its name, or remove it "
-                    "if the layer computes the same without it"
+                    "if all is computed the same without it"
                 )
             opened = (name, None if field is None else field.message_type)

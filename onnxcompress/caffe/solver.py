@@ -1,5 +1,6 @@
 """Caffe's solver.prototxt."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def read_solver(path: str | Path, recipe: Recipe) -> tuple[Recipe, int | None]:
     text = prototxt.read(Path(path))
     with naming((Path(path),)):
         solver = prototxt.parse(text, SolverParameter())
+    for field, value in solver.ListFields():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{path}: {field.name} is {value}; give a number")
     if not solver.HasField("base_lr"):
         raise InputError(f"{path}: names no base_lr; give a solver.prototxt")
     if solver.regularization_type != "L2":

@@ -35,8 +35,8 @@ class Schedule:
             raise InputError(f"policy: '{self.policy}' is not one of {', '.join(POLICIES)}")
         if self.policy == "step" and self.stepsize < 1:
             raise InputError("policy: 'step' needs a stepsize of at least 1, which a solver.prototxt gives")
-        if self.gamma < 0:
-            raise InputError(f"gamma: {self.gamma} is below 0")
+        if not 0 <= self.gamma < math.inf:
+            raise InputError(f"gamma: {self.gamma} is not a number of at least 0")
 
 
 POLICIES: dict[str, Callable[[Schedule, int, int], float]] = {
@@ -54,4 +54,7 @@ POLICIES: dict[str, Callable[[Schedule, int, int], float]] = {
 def share(schedule: Schedule, step: int, total: int) -> float:
     """Factor to the base rate at a step, counted from 0, of so many in all."""
     rise = min(1.0, (step + 1) / (schedule.warmup + 1))
-    return rise * POLICIES[schedule.policy](schedule, step, total)
+    try:
+        return rise * POLICIES[schedule.policy](schedule, step, total)
+    except OverflowError:
+        return math.inf

@@ -41,8 +41,10 @@ def caffemodel(weights: Mapping[str, Sequence[np.ndarray]], form: str = "layer")
             if form == "V1":
                 num, channels, height, width = (1,) * (4 - array.ndim) + array.shape
                 blob = entry.blobs.add(num=num, channels=channels, height=height, width=width)
-            else:
+            elif array.ndim:
                 blob = entry.blobs.add(shape={"dim": array.shape})
+            else:  # as Caffe does
+                blob = entry.blobs.add()
             if form == "double":
                 blob.double_data = array.astype("<f8").tobytes()
             else:

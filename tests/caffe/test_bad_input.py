@@ -58,7 +58,13 @@ def test_prototxt_that_cannot_be_read(content, words, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("head", "encoding"), [("# réseau\n", "latin-1"), ("# 池化层\n", "gbk"), ("", "utf-8-sig")]
+    ("head", "encoding"),
+    [
+        ("# réseau\n", "latin-1"),
+        ("# 池化层\n", "gbk"),
+        ("", "utf-8-sig"),
+        ("# conv1 \x85 conv5 } or \x0c stride: 2\n", "latin-1"),
+    ],
 )
 def test_comments_in_any_encoding(tmp_path, head, encoding):
     path = tmp_path / "net.prototxt"
@@ -77,6 +83,9 @@ def test_comments_in_any_encoding(tmp_path, head, encoding):
         ("} param: [{ lr_mult: 1 }, { lr_mult: 2 }] relu_param {", ""),
         ("} [its.own] { strides: 2 } convolution_param { pad: 0", "does not have extensions"),
         ("} param: [{ lr_mult: 1 }, { lr_mul: 2 }] relu_param {", "param has no field 'lr_mul'"),
+        ("} includes { phase: TRAIN", "layer has no field 'includes'"),
+        ("} params { lr_mult: 0", "layer has no field 'params'"),
+        ("} propagate_down: true phase: TEST relu_param {", ""),
         ("engine: MKLDNN", ""),
         ("bias_term: true # strides: 2\n", ""),
         ("} transform_param { mean_file: 'strides: 2' scale: 1 } loss_param { of { forks: 3 }", ""),
@@ -101,6 +110,7 @@ def test_folder_instead_of_a_file(tmp_path):
     [
         (b"", "the file is empty"),
         (b"\x0a\x04old!", "holds no weights"),
+        (NetParameter(layers=[{"layer": {"name": "conv"}}]).SerializeToString(), "the oldest form"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 snapshot"),
         (caffemodel(random_weights({"conv": SHAPES}))[:-7], "truncated"),
         (caffemodel(random_weights({"other": SHAPES})), "layer 'conv' (Convolution): "),
@@ -149,6 +159,15 @@ LAYERS = {
         "0 tops",
     ),
     "dropout of nothing": (layer("Dropout", bottoms=()), "has 0 bottoms"),
+    "top without a name": ('layer { name: "a" type: "ReLU" bottom: "data" top: "" }', "tops has no name"),
+    "scalar": (
+        input_layer("one", 1) + layer("Reshape", "reshape_param { shape { } }", bottoms=("one",)),
+        "cuts through the samples",
+    ),
+    "sparse scalar": (
+        layer("PReLU", "prelu_param { channel_shared: true filler { type: 'gaussian' sparse: 1 } }"),
+        "needs at least one dimension",
+    ),
     "both rules": (
         layer("ReLU", "include { phase: TEST } exclude { phase: TRAIN }"),
         "both include and exclude",

@@ -54,13 +54,21 @@ def test_positive_unitball():
     np.testing.assert_allclose(array.reshape(40, -1).sum(axis=1), 1, rtol=1e-5)
 
 
-def test_bilinear():
-    profile = np.array([0.25, 0.75, 0.75, 0.25])
-    np.testing.assert_allclose(drawn((3, 1, 4, 4), type="bilinear")[2, 0], np.outer(profile, profile))
-    profile = np.array([1, 2, 3, 2, 1]) / 3
-    np.testing.assert_allclose(
-        drawn((1, 1, 5, 5), type="bilinear")[0, 0], np.outer(profile, profile), rtol=1e-6
-    )
+@pytest.mark.parametrize(
+    "profile",
+    [
+        np.array([1, 1]) / 2,
+        np.array([1, 2, 1]) / 2,
+        np.array([1, 3, 3, 1]) / 4,
+        np.array([1, 2, 3, 2, 1]) / 3,
+        np.array([1, 3, 5, 5, 3, 1]) / 6,
+        np.array([1, 2, 3, 4, 3, 2, 1]) / 4,
+    ],
+)
+def test_bilinear(profile):
+    size = len(profile)
+    found = drawn((3, 1, size, size), type="bilinear")[2, 0]
+    np.testing.assert_allclose(found, np.outer(profile, profile), rtol=1e-6)
 
 
 def test_seed_decides():

@@ -3,6 +3,7 @@ import pytest
 
 import onnxcompress as oc
 from onnxcompress.caffe import import_caffe_text
+from onnxcompress.errors import InputError
 from onnxcompress.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.model import simplify
 from onnxcompress.training.parameters import BIAS, Multipliers, trainable
@@ -26,6 +27,29 @@ def test_multipliers_of_a_prototxt_stay_with_the_network(tmp_path):
     assert found["conv1.bias"] == BIAS
     found = trainable(import_caffe_text(learning("", "conv1"), seed=0))
     assert found["conv1.weight"] == found["conv1.bias"] == Multipliers()
+
+
+SHARING = """
+input: "data" input_shape { dim: 1 dim: 4 }
+layer { name: "a" type: "InnerProduct" bottom: "data" top: "a" param { name: "w" FIRST }
+        inner_product_param { num_output: 4 bias_term: false } }
+layer { name: "b" type: "InnerProduct" bottom: "a" top: "b" param { name: "w" SECOND }
+        inner_product_param { num_output: 4 bias_term: false } }
+"""
+
+
+@pytest.mark.parametrize(("first", "second"), [("", "lr_mult: 0"), ("lr_mult: 0", ""), ("lr_mult: 0",) * 2])
+def test_what_a_shared_parameter_learns_by_may_stand_in_any_of_its_layers(first, second):
+    found = trainable(import_caffe_text(SHARING.replace("FIRST", first).replace("SECOND", second), seed=0))
+    assert [each for name, each in found.items() if name.startswith("a.")] == [Multipliers(0, 1)]
+
+
+def test_layers_that_share_a_parameter_agree_on_what_it_learns_by():
+    text = SHARING.replace("FIRST", "decay_mult: 2").replace("SECOND", "decay_mult: 0")
+    with pytest.raises(
+        InputError, match=r"layer 'b' .* 'w', but its decay_mult is 2 in an earlier layer and 0"
+    ):
+        import_caffe_text(text, seed=0)
 
 
 SCALED = """

@@ -73,6 +73,10 @@ def test_clipping_limits_the_joint_norm():
     assert np.linalg.norm(np.concatenate(list(gradients.values()))) == pytest.approx(1)
 
 
+def test_a_rate_that_grows_without_bound_is_infinite():
+    assert share(Schedule("exp", gamma=2.0), 5000, 10000) == np.inf
+
+
 def test_solver(tmp_path):
     path = tmp_path / "solver.prototxt"
     path.write_text(
@@ -101,11 +105,14 @@ def test_the_old_name_of_a_solvers_type(tmp_path):
     [
         ("base_lr: 0.1 type: 'AdaGrad'", "type AdaGrad is not supported"),
         ("base_lr: 0.1 lr_policy: 'sigmoid'", "'sigmoid' is not one of"),
-        ("layer { }", "names no base_lr"),
+        ("layer { }", "solver has no field 'layer' in Caffe"),
+        ("max_iter: 9", "names no base_lr"),
+        ("base_lr: 0.1 momentun: 0.9", "solver has no field 'momentun' in Caffe"),
+        ("base_lr: 0.1 momentum: nan", "momentum is nan"),
         ("base_lr: {", "solver.prototxt: truncated, or not a prototxt: line 1"),
         ("base_lr: 0.1 regularization_type: 'L1'", "only L2"),
         ("base_lr: 0.1 lr_policy: 'step'", "needs a stepsize"),
-        ("base_lr: 0.1 lr_policy: 'inv' gamma: -1", "gamma: -1.0 is below 0"),
+        ("base_lr: 0.1 lr_policy: 'inv' gamma: -1", "gamma: -1.0 is not a number of at least 0"),
         ("base_lr: 0.1 solver_type: NESTEROV", "type Nesterov is not supported"),
     ],
 )
