@@ -465,6 +465,65 @@ def _top_k(graph: Graph, layer: Layer, x: Blob, axis: int) -> list[Blob]:
     return [largest, indices]
 
 
+def _exp(graph: Graph, layer: Layer) -> None:
+    """base^(scale · x + shift), as Caffe computes it; base -1 is e."""
+    param = layer.message.exp_param
+    rate, factor = _log_of_base(layer, param.base), 1.0
+    if param.shift:
+        factor = math.exp(rate * param.shift)
+    x = _chain(graph, layer, [("Mul", rate * param.scale)], step="scaled")
+    x = emit(graph, layer, "Exp", [x], x.shape, x.batch, step="power" if factor != 1 else "")
+    if factor != 1:
+        _chain(graph, layer, [("Mul", factor)], x=x)
+
+
+def _log(graph: Graph, layer: Layer) -> None:
+    """The logarithm of scale · x + shift to a base; base -1 is e."""
+    param = layer.message.log_param
+    rate = _log_of_base(layer, param.base)
+    x = _chain(graph, layer, [("Mul", param.scale), ("Add", param.shift)], step="scaled")
+    x = emit(graph, layer, "Log", [x], x.shape, x.batch, step="logarithm" if rate != 1 else "")
+    if rate != 1:
+        _chain(graph, layer, [("Mul", 1 / rate)], x=x)
+
+
+def _log_of_base(layer: Layer, base: float) -> float:
+    if base != -1 and (base <= 0 or base == 1):
+        raise layer.error(f"has base {base:g}; give a positive one other than 1, or -1 for e")
+    return 1.0 if base == -1 else math.log(base)
+
+
+def _clip(graph: Graph, layer: Layer) -> None:
+    param = layer.message.clip_param
+    if not (param.HasField("min") and param.HasField("max")):
+        raise layer.error("gives no min and max to clip at")
+    _chain(graph, layer, [("Max", param.min), ("Min", param.max)])
+
+
+def _crop(graph: Graph, layer: Layer) -> None:
+    """From its first bottom a part as large as the second, on all axes from one on."""
+    if len(layer.bottoms) != 2:
+        raise layer.error(f"has {len(layer.bottoms)} bottoms instead of 2")
+    (x, like), param = (graph.bottom(layer, index) for index in (0, 1)), layer.message.crop_param
+    axis, offsets = _axis(layer, param.axis, x), list(param.offset) or [0]
+    axes = range(axis, len(x.shape))
+    if len(offsets) not in (1, len(axes)) or len(x.shape) != len(like.shape):
+        raise layer.error(
+            f"crops {shape_text(x.shape)} to {shape_text(like.shape)} from axis {axis} on at {offsets}; "
+            "give one offset, or one for each of these axes"
+        )
+    _check_batch_free(layer, x, axes)
+    starts = offsets * len(axes) if len(offsets) == 1 else offsets
+    ends = [start + like.shape[each] for start, each in zip(starts, axes, strict=True)]
+    if any(end > x.shape[each] for end, each in zip(ends, axes, strict=True)):
+        raise layer.error(f"its part up to {ends} is not inside of {shape_text(x.shape)}")
+    bounds = {"starts": starts, "ends": ends, "axes": axes}
+    values = [
+        initializer(graph, f"{layer.name}.{role}", np.array(each, np.int64)) for role, each in bounds.items()
+    ]
+    emit(graph, layer, "Slice", [x, *values], (*x.shape[:axis], *like.shape[axis:]), x.batch)
+
+
 def _softmax(graph: Graph, layer: Layer) -> None:
     x = graph.bottom(layer)
     axis = _axis(layer, layer.message.softmax_param.axis, x)
@@ -475,16 +534,21 @@ def _softmax(graph: Graph, layer: Layer) -> None:
 CONVERTERS: dict[str, Callable[[Graph, Layer], None]] = {
     "AbsVal": _elementwise("Abs"),
     "ArgMax": _arg_max,
+    "BNLL": _elementwise("Softplus"),
     "BatchNorm": _batch_norm,
     "Bias": _bias,
+    "Clip": _clip,
     "Concat": _concat,
     "Convolution": _convolution,
+    "Crop": _crop,
     "Deconvolution": _deconvolution,
     "ELU": _elu,
     "Eltwise": _eltwise,
+    "Exp": _exp,
     "Flatten": _flatten,
     "InnerProduct": _inner_product,
     "LRN": _lrn,
+    "Log": _log,
     "PReLU": _prelu,
     "Permute": _permute,
     "Pooling": _pooling,
@@ -502,6 +566,7 @@ CONVERTERS: dict[str, Callable[[Graph, Layer], None]] = {
 ARITIES = {
     "Bias": (2, 1),
     "Concat": (2**31, 1),
+    "Crop": (2, 1),
     "Eltwise": (2**31, 1),
     "Scale": (2, 1),
     "Slice": (1, 2**31),

@@ -77,6 +77,7 @@ LayerParameter
     concat_param 104 ConcatParameter
     convolution_param 106 ConvolutionParameter
     eltwise_param 110 EltwiseParameter
+    exp_param 111 ExpParameter
     inner_product_param 117 InnerProductParameter
     lrn_param 118 LRNParameter
     pooling_param 121 PoolingParameter
@@ -86,12 +87,15 @@ LayerParameter
     slice_param 126 SliceParameter
     prelu_param 131 PReLUParameter
     reshape_param 133 ReshapeParameter
+    log_param 134 LogParameter
     flatten_param 135 FlattenParameter
     batch_norm_param 139 BatchNormParameter
     elu_param 140 ELUParameter
     bias_param 141 BiasParameter
     scale_param 142 ScaleParameter
     input_param 143 InputParameter
+    crop_param 144 CropParameter
+    clip_param 148 ClipParameter
     permute_param 202 PermuteParameter
 V1LayerParameter
     enum LayerType NONE=0 ACCURACY=1 BNLL=2 CONCAT=3 CONVOLUTION=4 DATA=5 DROPOUT=6 EUCLIDEAN_LOSS=7 \
@@ -121,6 +125,7 @@ THRESHOLD=31 DUMMY_DATA=32 SLICE=33 MVN=34 ABSVAL=35 SILENCE=36 CONTRASTIVE_LOSS
     exclude 33 NetStateRule*
     loss_weight 35 float*
     softmax_param 39 SoftmaxParameter
+    exp_param 41 ExpParameter
     param 1001 string*
 V0LayerParameter
     name 1 string
@@ -146,6 +151,9 @@ BiasParameter
     axis 1 int32 1
     num_axes 2 int32 1
     filler 3 FillerParameter
+ClipParameter
+    min 1 float
+    max 2 float
 ConcatParameter
     concat_dim 1 uint32 1
     axis 2 int32 1
@@ -166,12 +174,19 @@ ConvolutionParameter
     stride_w 14 uint32
     axis 16 int32 1
     dilation 18 uint32*
+CropParameter
+    axis 1 int32 2
+    offset 2 uint32*
 EltwiseParameter
     enum EltwiseOp PROD=0 SUM=1 MAX=2
     operation 1 EltwiseParameter.EltwiseOp SUM
     coeff 2 float*
 ELUParameter
     alpha 1 float 1
+ExpParameter
+    base 1 float -1
+    scale 2 float 1
+    shift 3 float 0
 FlattenParameter
     axis 1 int32 1
     end_axis 2 int32 -1
@@ -184,6 +199,10 @@ InnerProductParameter
     transpose 6 bool false
 InputParameter
     shape 1 BlobShape*
+LogParameter
+    base 1 float -1
+    scale 2 float 1
+    shift 3 float 0
 LRNParameter
     enum NormRegion ACROSS_CHANNELS=0 WITHIN_CHANNEL=1
     local_size 1 uint32 5

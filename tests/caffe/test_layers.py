@@ -81,6 +81,17 @@ CASES = {
         layer("AbsVal", tops=("magnitude",))
         + layer("Power", "power_param { power: 1.5 scale: 2 shift: 0.5 }", bottoms=("magnitude",))
     ),
+    "exponential": Case(layer("Exp", "exp_param { base: 2 scale: 0.5 shift: 0.3 }")),
+    "exponential of e": Case(layer("Exp")),
+    "soft plus": Case(layer("BNLL")),
+    "crop": Case(
+        layer("Crop", "crop_param { axis: 2 offset: 1 offset: 3 }", bottoms=("data", "other")),
+        {"data": (4, 9, 7), "other": (4, 6, 4)},
+    ),
+    "crop, one offset": Case(
+        layer("Crop", "crop_param { axis: 1 offset: 1 }", bottoms=("data", "other")),
+        {"data": (4, 9, 7), "other": (2, 6, 4)},
+    ),
     "power, linear": Case(layer("Power", "power_param { scale: -2 shift: 0.5 }")),
     "power, identity": Case(layer("Power") + layer("ReLU", bottoms=("out",), tops=("relu",))),
     "absolute value": Case(layer("AbsVal")),

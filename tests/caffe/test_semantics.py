@@ -269,3 +269,23 @@ def test_one_dimensional_convolution(tmp_path):
     expected = np.einsum("nctk,fck->nft", windows, kernel) + bias[:, None]
     text = layer("Convolution", "convolution_param { num_output: 4 kernel_size: 3 }")
     np.testing.assert_allclose(run(text, feeds, weights, tmp_path), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("param", "base"), [("", math.e), ("base: 10 scale: 2 shift: 0.5", 10)])
+def test_logarithm(param, base):
+    feeds = {"data": np.abs(feed(2, 3, 4)["data"]) + 0.1}
+    scale, shift = (2, 0.5) if param else (1, 0)
+    expected = np.log(scale * feeds["data"] + shift) / math.log(base)
+    np.testing.assert_allclose(run(layer("Log", f"log_param {{ {param} }}"), feeds), expected, atol=1e-5)
+
+
+def test_clip():
+    feeds = feed(2, 3, 4)
+    found = run(layer("Clip", "clip_param { min: -0.5 max: 0.25 }"), feeds)
+    np.testing.assert_array_equal(found, feeds["data"].clip(-0.5, 0.25))
+
+
+def test_a_slope_for_all_channels_is_a_single_number(tmp_path):
+    feeds, weights = feed(2, 3, 4), {"out": [np.float32(0.3).reshape(())]}
+    found = run(layer("PReLU", "prelu_param { channel_shared: true }"), feeds, weights, tmp_path)
+    np.testing.assert_allclose(found, np.where(feeds["data"] > 0, 1, 0.3) * feeds["data"], rtol=1e-6)
