@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
 
+import onnxcompress as oc
 from onnxcompress.calibration.inside import revealing
 from onnxcompress.calibration.patches import fitted_layers, patches, per_sample
 from onnxcompress.calibration.responses import Responses
@@ -241,6 +242,46 @@ def test_patches_are_of_each_sample_where_it_has_several_entries(operator):
     everything = patches(layer, values, 3, [ALL], (0,))
     assert everything.shape == (1, 72, 2)
     assert len(np.unique(everything)) == 144
+
+
+def deep(stem: int, cells: int = 0, steps: int = 0) -> ir.Model:
+    """Convolutions of low rank one after the other; the last of them go round several times."""
+    random = np.random.default_rng(0)
+    names = [f"s{i}" for i in range(stem)] + [f"c{i}" for i in range(cells)]
+    nodes, value = [], "x"
+    for i, name in enumerate([*names[:stem], *names[stem:] * steps]):
+        nodes.append(f"a{i} = Conv <pads = [1, 1, 1, 1]> ({value}, {name}, {name}b)  r{i} = Relu (a{i})")
+        value = f"r{i}"
+    weights = {name: _of_low_rank(random, 12, 3 if name == "s0" else 12) for name in names}
+    weights |= {f"{name}b": random.standard_normal(12).astype(np.float32) / 10 for name in names}
+    weights["head"] = _of_low_rank(random, 4, 12)
+    text = " ".join(nodes) + f" y = Conv <pads = [1, 1, 1, 1]> ({value}, head)"
+    return network(f"g (float[N, 3, 6, 6] x) => (float[N, 4, 6, 6] y) {{ {text} }}", weights)
+
+
+def test_each_layer_sees_what_those_before_it_have_become(tmp_path):
+    """However deep a network is: layers that see the same error would correct it twice."""
+    model, random = deep(60), np.random.default_rng(1)
+    np.savez(tmp_path / "others.npz", x=random.standard_normal((40, 3, 6, 6)).astype(np.float32))
+    x = random.standard_normal((50, 3, 6, 6)).astype(np.float32)
+    plan = oc.prune(model, ratio=0.3).plan
+    fitted, not_fitted = (
+        oc.evaluate(oc.apply(model, plan, data=data).model, tmp_path / "others.npz", reference=model).damage
+        for data in (oc.Calibration([{"x": x}]), None)
+    )
+    assert fitted < 0.05 * not_fitted
+
+
+def test_layers_that_go_round_have_a_stage_each():
+    model = simplify(deep(8, 6, 6))
+    layers = fitted_layers(factor_layers(model, concrete_shapes(model)))
+    assert [len(each) for each in Stages(model, layers, samples(10, (3, 6, 6))).layers] == [1] * 15
+
+
+def _of_low_rank(random: np.random.Generator, filters: int, channels: int) -> np.ndarray:
+    """3×3 weights whose singular values fall by a quarter each."""
+    u, s, v = np.linalg.svd(random.standard_normal((filters, channels * 9)), full_matrices=False)
+    return (1.7 * (u * 0.75 ** np.arange(len(s))) @ v).reshape(filters, channels, 3, 3).astype(np.float32)
 
 
 def test_parts_share_no_sample_and_are_spread_over_the_data():

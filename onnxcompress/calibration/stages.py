@@ -1,12 +1,12 @@
 """Running a network from front to back in stages, so that its weights can be changed on the way.
 
-A layer's level is the number of layers on the longest way that leads to it, or to another place where its
-weights are applied. What has been computed before a level is kept on the disk, and the rest of the network
-goes on from there.
+No layer of a stage reads what another one of it gives, so that each sees what those before it have become.
+What has been computed before a stage is kept on the disk, and the rest of the network goes on from there.
 """
 
 import math
 import tempfile
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -18,9 +18,6 @@ from onnxcompress.layers import FactorLayer
 from onnxcompress.lrn import lrn_nodes, rewrite_lrn
 from onnxcompress.runtime import Runnable, run, session
 from onnxcompress.shapes import concrete_shapes
-
-MOST_STAGES = 40
-"""Levels of deeper networks are taken together."""
 
 DISK = 4 * 2**30
 """Bytes of activations that may be kept; stages before which there are more start from an earlier one."""
@@ -42,17 +39,14 @@ class Stages:
         self.model, self.samples = model, samples
         shapes = concrete_shapes(model.clone())
         levels = _levels(model, layers)
-        deepest = max(levels.values(), default=0)
-        stages = min(deepest, MOST_STAGES)
-        self.stage_of = {
-            value: math.ceil(level * stages / max(deepest, 1)) for value, level in levels.items()
-        }
+        used = sorted({levels[layer.node.outputs[0]] for layer in layers})
+        self.stage_of = {value: bisect_right(used, level) for value, level in levels.items()}
         self._last_use: dict[ir.Value, int] = {}
         for node in model.graph:
             stage = max((self.stage_of[value] for value in node.outputs), default=0)
             for value in _read(node):
                 self._last_use[value] = max(stage, self._last_use.get(value, 0))
-        self.layers: list[list[FactorLayer]] = [[] for _ in range(stages)]
+        self.layers: list[list[FactorLayer]] = [[] for _ in used]
         for layer in layers:
             self.layers[self.stage_of[layer.node.outputs[0]] - 1].append(layer)
         self._sizes = {name: 4 * math.prod(shape) for name, shape in shapes.items()}
@@ -142,8 +136,10 @@ def _run(runnable: Runnable, known: Values, names: Sequence[str]) -> Values:
 def _levels(model: ir.Model, layers: Sequence[FactorLayer]) -> dict[ir.Value, int]:
     """The level of every value that is computed from the network's inputs, and of these (0).
 
-    A pass finds where each layer's last application is, the next one takes the others there. Weights that
-    are applied to what they gave have no such place; passes end all the same.
+    It is that of what the value is computed from, one more behind a layer. All applications of a layer have
+    the level of the last: a pass over the network finds it, the next one takes the others there, and what
+    follows from them. So there are as many passes as it takes if each of these layers leads to the next.
+    Weights that are applied to what they gave would need more and more; they keep the order of the network.
     """
     applied = {each.node: number for number, layer in enumerate(layers) for each in layer.applications}
     last = [0] * len(layers)
