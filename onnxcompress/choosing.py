@@ -208,11 +208,20 @@ def _scores(
 
 def reasons_to_keep(graph: ChannelGraph, skip: Sequence[str]) -> dict[str, str]:
     """Why layers keep their filters, by layer."""
-    reasons = {
-        layer.name: "skipped as asked" if matches(layer.name, skip) else graph.reason(layer)
-        for layer in graph.layers
-    }
-    return {name: reason for name, reason in reasons.items() if reason}
+    reasons: dict[str, str] = {}
+    for layer in graph.layers:
+        skipped = [
+            next((each for each in group.layers if matches(each, skip)), "")
+            for group in graph.groups
+            if layer.name in group.layers
+        ]
+        if matches(layer.name, skip):
+            reasons[layer.name] = "skipped as asked"
+        elif reason := graph.reason(layer):
+            reasons[layer.name] = reason
+        elif skipped and all(skipped):
+            reasons[layer.name] = f"tied to '{skipped[0]}', which is skipped"
+    return reasons
 
 
 def choose_ranks(

@@ -32,7 +32,7 @@ from onnxcompress.measure.cost import cost
 from onnxcompress.model import load, simplify
 from onnxcompress.pipeline import carry_out, measured, prepared, train
 from onnxcompress.plan import Plan, members, read_plan
-from onnxcompress.planning.costs import KINDS, parse_target
+from onnxcompress.planning.costs import KINDS, network_cost, parse_target
 from onnxcompress.planning.search import Planner
 from onnxcompress.planning.survey import survey
 from onnxcompress.progress import Progress
@@ -401,7 +401,15 @@ def _planner(
     assert moments is not None
     check_skip(skip, names_of(factor_layers(network, concrete_shapes(network))))
     found = survey(network, parts, moments, siblings(network, skip))
-    return Planner(found, kind, rewrite=lrn_nodes(network), round_to=round_to, skip=skip, progress=progress)
+    return Planner(
+        found,
+        kind,
+        total=network_cost(original, kind),
+        rewrite=lrn_nodes(network),
+        round_to=round_to,
+        skip=skip,
+        progress=progress,
+    )
 
 
 def _planned(original: ir.Model, planner: Planner, share: float, progress: Progress | None) -> Compressed:
@@ -414,6 +422,10 @@ def _planned(original: ir.Model, planner: Planner, share: float, progress: Progr
     if planned.share > share:
         shortfall = (
             f"{planned.share:.3f} of the {planner.kind} are left, not {share:.3f}: no more was found to go"
+        )
+    elif len(result.stages) == 1:  # to simplify it was enough
+        result = replace(
+            result, stages=(*result.stages, Stage("simplified", survey.given, cost(survey.given)))
         )
     plan = replace(result.plan, kept=_reasons(planner, planned.plan))
     return replace(result, plan=plan, unknown=survey.graph.unknown, fitted=fitted, shortfall=shortfall)

@@ -170,8 +170,7 @@ def set_weights(layer: FactorLayer, weight: NDArray, bias: NDArray | None) -> No
         value = each.node.inputs[2]
         assert value is not None
         assert value.const_value is not None
-        shape = value.const_value.shape.numpy()
-        _store(value, bias.reshape(*shape[:-1], -1) if math.prod(shape) == bias.size else bias)
+        _store(value, bias.reshape(value.const_value.shape.numpy()))
 
 
 def _store(value: ir.Value, array: NDArray) -> None:

@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,12 +18,13 @@ from onnxcompress import checks
 from onnxcompress.errors import InputError, naming, one_line
 from onnxcompress.names import Names
 from onnxcompress.runtime import NoKernelError, check_runs, random_feeds, runner, session
-from onnxcompress.shapes import Shapes, infer, is_free, stand_ins
+from onnxcompress.shapes import LAYERS, Shapes, infer, is_free, stand_ins
 from onnxcompress.weights import (
     FILES,
     files_of,
     fit_one_message,
-    hide_large,
+    hide,
+    large,
     show_again,
     take_in,
     weight_files,
@@ -110,7 +111,8 @@ def simplify(model: ir.Model) -> ir.Model:
     A network that onnxsim cannot take, or of which ONNX Runtime does not take what onnxsim makes, is only
     relieved of its Constant and Identity nodes, or left as it is where even that is refused. Of one that is
     too large for one protobuf message onnxsim does not see the large weights: what is computed from them
-    alone stays.
+    alone stays. Nor does it see weights that several convolutions read, where fusing something different into
+    each of these would make them several.
 
     Returns:
         A new network; the given one is not touched.
@@ -120,7 +122,32 @@ def simplify(model: ir.Model) -> ir.Model:
     """
     lean = model.clone()
     take_in(lean)
-    hidden = {} if fit_one_message(lean) else hide_large(lean)
+    unseen = [] if fit_one_message(lean) else large(lean)
+    shared = [name for name, readers in _kernels(lean).items() if readers > 1]
+    simplified = _simplified(lean, unseen)
+    if shared and len(_kernels(simplified)) > len(_kernels(lean)):
+        simplified = _simplified(lean, {*unseen, *shared})
+    _keep_metadata(simplified, model)
+    _write_out_biases(simplified)
+    _unshare_vectors(simplified)
+    checks.check_weights(simplified)
+    return simplified
+
+
+def _kernels(model: ir.Model) -> dict[str, int]:
+    """How many convolutions read the weights that only convolutions read, by name."""
+    found = {}
+    for name, value in model.graph.initializers.items():
+        uses = list(value.uses())
+        if uses and all(node.op_type in ("Conv", "ConvTranspose") and index == 1 for node, index in uses):
+            found[name] = len(uses)
+    return found
+
+
+def _simplified(model: ir.Model, unseen: Collection[str]) -> ir.Model:
+    """The network by the first of several ways whose result ONNX Runtime accepts; none sees these weights."""
+    lean = model.clone()
+    hidden = hide(lean, unseen)
     proto = ir.to_proto(lean)
     with _silence():
         for attempt in (_folded, _tidied, ir.from_proto):
@@ -129,9 +156,6 @@ def simplify(model: ir.Model) -> ir.Model:
             passes.NameFixPass()(simplified)
             if _is_accepted(simplified):
                 break
-    _keep_metadata(simplified, model)
-    _unshare_vectors(simplified)
-    checks.check_weights(simplified)
     return simplified
 
 
@@ -327,14 +351,36 @@ def _runs(model: ir.Model, feeds: dict[str, np.ndarray]) -> bool:
     return True
 
 
+def _write_out_biases(model: ir.Model) -> None:
+    """Give a Gemm whose bias is one number one for each of its outputs."""
+    names = Names(model.graph)
+    for node in model.graph:
+        if node.op_type != "Gemm" or len(node.inputs) < 3:
+            continue
+        weights, value = weights_of(node.inputs[1]), node.inputs[2]
+        bias = weights_of(value)
+        if weights is None or value is None or bias is None or bias.size > 1:
+            continue
+        count = weights.shape[0 if node.attributes.get_int("transB", 0) else 1]
+        if count > 1:
+            vector = names.initializer(f"{value.name}.each", np.full(count, bias.item(), bias.dtype))
+            node.replace_input_with(2, vector)
+
+
 def _unshare_vectors(model: ir.Model) -> None:
-    """Give each reader its own copy of a bias or scale that merely has the same values as another's."""
+    """Give each reader its own copy of a bias or scale that merely has the same values as another's.
+
+    Where it is a filter, the only one of its layer, it stays shared.
+    """
     names = Names(model.graph)
     for value in list(model.graph.initializers.values()):
         array = weights_of(value)
         if array is None or array.dtype.kind != "f" or array.size != max(array.shape, default=1):
             continue
-        for number, (node, index) in enumerate(list(value.uses())[1:], start=1):
+        uses = list(value.uses())
+        as_vector = [use for use in uses if use.node.op_type not in LAYERS or use.idx > 1]
+        copied = as_vector if len(as_vector) < len(uses) else as_vector[1:]
+        for number, (node, index) in enumerate(copied, start=1):
             node.replace_input_with(index, names.initializer(f"{value.name}.{number}", array))
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxcompress.errors import InputError
 from onnxcompress.runtime import FREE_BATCH, FREE_SIZE, random_feeds, run, session
-from onnxcompress.weights import hide_large, show_again
+from onnxcompress.weights import hide, large, show_again
 
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
@@ -120,7 +120,7 @@ def infer(model: ir.Model, *, strict: bool = False) -> onnx.GraphProto:
         model: not changed, but that large weights are no inputs besides any more.
         strict: raise what inference raises where types or shapes do not agree.
     """
-    hidden = hide_large(model, SHAPE_DATA)
+    hidden = hide(model, large(model, SHAPE_DATA))
     proto = ir.to_proto(model)
     show_again(model, hidden)
     try:

@@ -1,6 +1,7 @@
 """Where a network and its weights lie: in memory, in files, hidden from tools that cannot carry them."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -77,23 +78,26 @@ def take_in(model: ir.Model) -> None:
                     (value.const_value,) = ir.external_data.convert_tensors_from_external([tensor])
 
 
-def hide_large(model: ir.Model, limit: int = LARGE) -> dict[str, ir.TensorProtocol]:
-    """Turn weights of more bytes into inputs, in place; `show_again` is the way back."""
-    hidden = {
-        name: value.const_value
-        for name, value in model.graph.initializers.items()
-        if value.const_value is not None and value.const_value.nbytes > limit
-    }
-    for name in hidden:
+def large(model: ir.Model, limit: int = LARGE) -> list[str]:
+    """Names of the weights of more bytes."""
+    tensors = {name: value.const_value for name, value in model.graph.initializers.items()}
+    return [name for name, tensor in tensors.items() if tensor is not None and tensor.nbytes > limit]
+
+
+def hide(model: ir.Model, names: Iterable[str]) -> dict[str, ir.TensorProtocol]:
+    """Turn weights into inputs, in place; `show_again` is the way back."""
+    hidden = {}
+    for name in names:
         value = model.graph.initializers.pop(name)
-        value.const_value = None
+        assert value.const_value is not None
+        hidden[name], value.const_value = value.const_value, None
         if not value.is_graph_input():
             model.graph.inputs.append(value)
     return hidden
 
 
 def show_again(model: ir.Model, hidden: dict[str, ir.TensorProtocol]) -> None:
-    """Turn inputs into the weights that `hide_large` took, in place."""
+    """Turn inputs into the weights that `hide` took, in place."""
     for value in [value for value in model.graph.inputs if value.name in hidden]:
         model.graph.inputs.remove(value)
         value.const_value = hidden[str(value.name)]

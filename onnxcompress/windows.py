@@ -74,7 +74,7 @@ def windows(node: ir.Node, kernel: Shape, read: Shape, given: Shape) -> Windows:
             behind.append(needed - front)
         elif mode == "VALID":
             before.append(0)
-            behind.append(0)
+            behind.append(needed)
         else:
             before.append(pads[axis])
             behind.append(max(pads[len(size) + axis], reach - size[axis] - pads[axis]))

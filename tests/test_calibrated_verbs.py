@@ -394,3 +394,27 @@ def test_a_product_too_wide_for_second_moments_is_factored_and_fitted(tmp_path, 
     assert "512 inputs is too wide" in result.plan.kept[conv]
     by_rule = oc.decompose(model, rank="energy:0.99", include_gemm=True, data=data)
     assert by_rule.plan.decompose[wide].out <= 6
+
+
+def twins(random: np.random.Generator) -> ir.Model:
+    """Two convolutions with the same weights, which the file holds twice."""
+    weights = random.standard_normal((12, 3, 3, 3)).astype(np.float32)
+    arrays = {"a": weights, "b": weights.copy(), "head": random.standard_normal((5, 24, 1, 1))}
+    return network(
+        """g (float[N, 3, 8, 8] x) => (float[N, 5, 6, 6] y) {
+            p = Conv (x, a)  r = Relu (p)  t = Tanh (x)  q = Conv (t, b)  s = Relu (q)
+            c = Concat <axis = 1> (r, s)  y = Conv (c, head)
+        }""",
+        {name: array.astype(np.float32) for name, array in arrays.items()},
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "stages"), [(0.4, ["original", "pruned"]), (0.9, ["original", "simplified"])]
+)
+def test_a_target_is_a_share_of_the_network_as_it_came(share, stages):
+    random = np.random.default_rng(0)
+    model, x = twins(random), random.standard_normal((40, 3, 8, 8)).astype(np.float32)
+    result = oc.compress(model, data=oc.Calibration([{"x": x}]), target=f"params={share}")
+    assert [stage.name for stage in result.stages] == stages
+    assert oc.cost(result.model).params <= share * oc.cost(model).params

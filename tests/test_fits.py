@@ -446,19 +446,28 @@ def exhaustive(case: Problem, budget: float) -> float:
     return best
 
 
-def one_conv(filters: int, channels: int, kernel: tuple[int, int]):
+def one_conv(filters: int, channels: int, kernel: tuple[int, int], operator: str = "Conv"):
     """The factor layer of a network of one convolution."""
-    text = f"small (float[1,{channels},9,8] x) => (float[1,{filters},a,b] y) {{ [conv] y = Conv(x, w) }}"
-    model = network(text, {"w": np.ones((filters, channels, *kernel), np.float32)})
+    body = f"[conv] y = {operator} <strides = [2, 2]> (x, w)"
+    text = f"small (float[1,{channels},9,8] x) => (float[1,{filters},a,b] y) {{ {body} }}"
+    sides = (filters, channels) if operator == "Conv" else (channels, filters)
+    model = network(text, {"w": np.ones((*sides, *kernel), np.float32)})
     return factor_layers(model, concrete_shapes(model))[0]
 
 
 @SETTINGS
-@given(sizes, sizes, st.sampled_from([(1, 1), (3, 3), (3, 2)]), st.sampled_from(KINDS), st.data())
+@given(
+    sizes,
+    sizes,
+    st.sampled_from([(1, 1), (3, 3), (3, 2)]),
+    st.sampled_from(["Conv", "ConvTranspose"]),
+    st.sampled_from(KINDS),
+    st.data(),
+)
 def test_the_planner_knows_what_a_choice_costs_when_some_filters_and_channels_are_gone(
-    filters, channels, kernel, kind, data
+    filters, channels, kernel, operator, kind, data
 ):
-    whole = one_conv(filters, channels, kernel)
+    whole = one_conv(filters, channels, kernel, operator)
     deep = kernel != (1, 1)
     most = whole.highest_cp_rank if deep else min(filters, channels)
     options = [(Ranks(rank, rank, deep), 0.0) for rank in range(1, most + 1)]
@@ -468,7 +477,7 @@ def test_the_planner_knows_what_a_choice_costs_when_some_filters_and_channels_ar
         GroupChoice(np.zeros(9), np.ones(9, bool), {"conv": 1.0}, {}, {}),
         GroupChoice(np.zeros(9), np.ones(9, bool), {}, {"conv": 1.0}, {"conv": 1.0}),
     ]
-    thin = one_conv(filters - gone[0], channels - gone[1], kernel)
+    thin = one_conv(filters - gone[0], channels - gone[1], kernel, operator)
     for index in range(len(choice.options)):
         ranks = ranks_of(Problem({"conv": choice}, groups), Decision(gone, {"conv": index}), "conv")
         if kind == "macs":

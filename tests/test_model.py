@@ -163,3 +163,27 @@ def test_copies_of_a_shared_bias_take_no_name_that_is_there():
     expected = run(session(model), x)[0]
     np.testing.assert_allclose(run(session(simplify(model)), x)[0], expected, rtol=1e-4, atol=1e-5)
     assert oc.prune(model, ratio=0.5).plan.prune
+
+
+def test_weights_that_several_convolutions_read_stay_shared():
+    """Though onnxsim would fuse another factor into each of them."""
+    text = """g (float[N,3,8,8] x) => (float[N,4,6,6] y, float[N,4,6,6] z) {
+        a = Relu (x)  c = Conv (a, w, b)  y = Mul (c, small)
+        s = Tanh (x)  d = Conv (s, w, b)  z = Mul (d, large)
+    }"""
+    random = np.random.default_rng(0)
+    shapes = {"w": (4, 3, 3, 3), "b": (4,), "small": (1,), "large": (1,)}
+    model = from_text(text, {name: random.random(shape, np.float32) for name, shape in shapes.items()})
+    simplified = simplify(model)
+    assert len({node.inputs[1].name for node in simplified.graph if node.op_type == "Conv"}) == 1
+    feeds = {"x": random.standard_normal((2, 3, 8, 8)).astype(np.float32)}
+    for found, expected in zip(run(session(simplified), feeds), run(session(model), feeds), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_bias_of_one_number_is_one_for_each_output(shape):
+    text = "g (float[N,3] x) => (float[N,4] y) { y = Gemm <transB = 1> (x, w, b) }"
+    model = from_text(text, {"w": np.ones((4, 3), np.float32), "b": np.full(shape, 0.5, np.float32)})
+    (node,) = simplify(model).graph
+    np.testing.assert_array_equal(node.inputs[2].const_value.numpy(), np.full(4, 0.5))

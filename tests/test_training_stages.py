@@ -8,6 +8,7 @@ import pytest
 
 import onnxcompress as oc
 from onnxcompress.plan import from_yaml, to_yaml
+from tests.onnx_text import network as from_text
 from tests.training.small import network, samples
 
 RECIPE = oc.Recipe(batch=16, rate=0.01)
@@ -38,6 +39,26 @@ def test_training_is_the_last_stage_and_lessens_its_loss(model, data):
     assert done.curve[-1].loss < done.curve[1].loss
     assert "on the samples for choosing" in " ".join(trained.plan.trained.values())
     assert from_yaml(to_yaml(trained.plan)) == trained.plan
+
+
+def test_several_entries_of_a_sample_are_taught_together():
+    """Frames that a Reshape puts into the first dimension."""
+    random = np.random.default_rng(0)
+    shapes = {"a": (6, 3, 3, 3), "b": (6, 6, 3, 3), "c": (6, 5)}
+    frames = from_text(
+        """g (float[N,2,3,8,8] x) => (float[N,5] y) {
+            one = Constant <value_ints = [-1, 3, 8, 8]> ()  f = Reshape (x, one)
+            p = Conv (f, a)  q = Relu (p)  r = Conv (q, b)  s = Relu (r)  m = GlobalAveragePool (s)
+            two = Constant <value_ints = [-1, 2, 6]> ()  t = Reshape (m, two)
+            u = ReduceMean <axes = [1], keepdims = 0> (t)  y = MatMul (u, c)
+        }""",
+        {name: random.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()},
+    )
+    x = random.standard_normal((40, 2, 3, 8, 8)).astype(np.float32)
+    result = oc.compress(
+        frames, target="macs=0.5", data=oc.Calibration([{"x": x}]), training=oc.Training(1, RECIPE)
+    )
+    assert result.stages[-1].name == "trained"
 
 
 def test_by_the_papers_method_both_stages_are_trained(model, data):

@@ -84,11 +84,10 @@ class LayerChoice:
 
     def cost(self, index: int | slice, filters: Array | float, channels: Array | float) -> Array:
         """Of a choice (or all) when so many filters and channels per group are left."""
-        each = filters * self.at_output
         if self.kernel > 1:
-            each = each + channels * self.at_input + self.kernel * self.at_core
+            each = filters * self.at_output + channels * self.at_input + self.kernel * self.at_core
         else:
-            each = each + channels * self.at_core
+            each = (filters + channels) * self.at_core
         whole = filters * channels * self.kernel * self.at_core
         chain = self.rank(index, filters, channels) * each
         return self.groups * np.where(self.unchanged(index, filters, channels), whole, chain)

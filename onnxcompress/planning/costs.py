@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxcompress.errors import InputError
 from onnxcompress.factoring.fitted import Factors
@@ -74,9 +75,15 @@ def planned_cost(survey: Survey, plan: Plan, rewrite: Sequence[str], kind: str) 
         ]
         empty = {layer.name: _empty(layer, plan.decompose[layer.name]) for layer in layers}
         network = factor(network, plan.decompose, empty)
+    # MACs and parameters are the same once siblings are apart.
+    return network_cost(parted(network, survey.together) if kind == "size" else network, kind)
+
+
+def network_cost(network: ir.Model, kind: str) -> int:
+    """Of a network, at least 1."""
     if kind == "size":
-        return file_size(parted(network, survey.together))
-    found = cost(network)  # MACs and parameters are the same once siblings are apart
+        return file_size(network)
+    found = cost(network)
     return max(1, found.macs if kind == "macs" else found.params)
 
 

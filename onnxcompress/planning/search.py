@@ -91,7 +91,7 @@ class Planner:
         round_to: layers keep a multiple of so many filters, or all, and ranks are such.
         skip: patterns of layers that stay as they are.
         rewrite: LRN nodes that the plans rewrite.
-        total: cost of the network.
+        total: cost that shares are of, that of the network before it was simplified.
         readers: of the channel sets, see `elimination.readers`.
         progress: called with (what is done, steps done, steps in all).
         choices: that there are, with the damage that is expected of them before any is measured.
@@ -111,6 +111,7 @@ class Planner:
         survey: Survey,
         kind: str,
         *,
+        total: int,
         rewrite: Sequence[str] = (),
         round_to: int = 1,
         skip: Sequence[str] = (),
@@ -121,6 +122,7 @@ class Planner:
         Args:
             survey: of the network.
             kind: one of `KINDS`.
+            total: cost that shares are of.
             rewrite: LRN nodes that the plans are to rewrite.
             round_to: of filters that layers keep and of ranks.
             skip: glob patterns of layers to leave as they are.
@@ -131,7 +133,7 @@ class Planner:
         self.measured = defaultdict(dict)
         self.done = {}
         self.rewrite = list(rewrite)
-        self.total = planned_cost(survey, Plan(), [], kind)
+        self.total = total
         layers = survey.layers
         looks = self._looks()
         self.products = {name: look.products for name, look in looks.items()}
@@ -151,7 +153,7 @@ class Planner:
             self.readers,
             sensitivity,
             kind=kind,
-            fixed=self.total - own,
+            fixed=planned_cost(survey, Plan(), [], kind) - own,
             round_to=round_to,
         )
         # All but one as well: by its first quarter a block that nothing gets past would seem cheap.

@@ -267,7 +267,7 @@ class _Ridges:
         self._x, self._dual = x, len(x) < x.shape[1]
         self._held = product(held, x.T) if self._dual else held
         self._products = gram(x.T if self._dual else x).astype(np.float64) / max(len(x), 1)
-        self._scale = max(np.trace(self._products) / x.shape[1], np.finfo(np.float64).tiny)
+        self._scale = max(np.trace(self._products) / x.shape[1], np.finfo(np.float32).tiny)
         self._factors: dict[int, tuple[Array, bool]] = {}
         self._chosen = len(RIDGES) // 2
 

@@ -175,12 +175,17 @@ def _diverged(steps: int, loss: float, rate: float) -> str:
 
 
 def averaged(loss: Loss, weights: Arrays, x: np.ndarray, targets: list[np.ndarray]) -> tuple[float, Arrays]:
-    """Loss and gradients of a batch, which may be several of the loss's."""
+    """Loss and gradients of a batch, which may be several of the loss's.
+
+    Targets have one row for each sample, or as many for each: windows of an image, frames.
+    """
     values: list[float] = []
     total: Arrays = {}
     for first in range(0, len(x), loss.samples):
-        part = slice(first, first + loss.samples)
-        value, gradients = loss(weights, x[part], [target[part] for target in targets])
+        last = min(first + loss.samples, len(x))
+        rows = [len(target) // len(x) for target in targets]
+        parts = [target[first * each : last * each] for each, target in zip(rows, targets, strict=True)]
+        value, gradients = loss(weights, x[first:last], parts)
         values.append(value)
         if not total:
             total = gradients

@@ -73,6 +73,15 @@ def test_skip_by_glob():
         oc.prune(model, skip=["nothing"])
 
 
+def test_what_is_tied_to_a_skipped_layer_says_so():
+    b = Builder(0)
+    first = b.conv("x", 8)
+    model = b.model([b.conv(b.add("Add", [first, b.conv(first, 8)], b.shapes[first]), 2)])
+    kept = oc.prune(model, ratio=0.5, skip=["conv0"]).plan.kept
+    assert kept["conv0"] == "skipped as asked"
+    assert kept["conv1"] == "tied to 'conv0', which is skipped"
+
+
 def test_a_multilayer_perceptron_is_left_whole():
     b = Builder(0)
     flat = b.add("Flatten", ["x"], (192,))
