@@ -17,35 +17,20 @@ PRODUCTS = ("Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
-class FactorLayer:
-    """A Conv, ConvTranspose, Gemm or MatMul that can be factored, or whose `obstacle` says why not.
-
-    Weights that several nodes apply alike are one layer: that of the first, with the `others`.
+class Application:
+    """A node that applies weights to a value.
 
     Attributes:
         node: the node.
-        kind: ``kxk`` (Tucker-2, CP), ``1x1`` or ``gemm`` (singular value decomposition), or ``depthwise``.
-        obstacle: empty for a layer that can be factored. Of another one, unless it is depthwise, nothing
-            below is known.
-        constant: which of the node's inputs holds the weights W: 1, or 0 for a product W·x.
-        mirrored: whether they are stored with the input side first: (C, M / groups, *kernel).
-        shape: of `weight`.
-        groups: 1 for Gemm and MatMul.
-        input_size, output_size: positions (batch × height × width) of this node's input and output; for
-            Gemm and MatMul, both are the number of vectors that the matrix is applied to.
-        others: nodes that apply the same weights alike, in the order of the network, as layers.
+        constant: which of its inputs holds the weights W: 1, or 0 for a product W·x.
+        input_size, output_size: positions (batch × height × width) of its input and output; for Gemm and
+            MatMul, both are the number of vectors that the matrix is applied to.
     """
 
     node: ir.Node
-    kind: str
-    obstacle: str = ""
     constant: int = 1
-    mirrored: bool = False
-    shape: tuple[int, ...] = ()
-    groups: int = 1
     input_size: int = 0
     output_size: int = 0
-    others: tuple["FactorLayer", ...] = ()
 
     @property
     def name(self) -> str:
@@ -53,9 +38,48 @@ class FactorLayer:
         return str(self.node.name)
 
     @property
-    def applications(self) -> tuple["FactorLayer", ...]:
-        """All that apply the weights, this one first."""
-        return (self, *self.others)
+    def reads(self) -> str:
+        """Name of the value that the weights are applied to."""
+        return _name(self.node.inputs[1 - self.constant])
+
+    @property
+    def size(self) -> int:
+        """Positions at which all the weights are applied: a ConvTranspose applies them at its input's."""
+        return self.input_size if self.node.op_type == "ConvTranspose" else self.output_size
+
+
+@dataclass(frozen=True)
+class FactorLayer:
+    """A Conv, ConvTranspose, Gemm or MatMul that can be factored, or whose `obstacle` says why not.
+
+    Weights that several nodes apply alike are one layer, which has the name of the first.
+
+    Attributes:
+        applications: all that apply the weights, in the order of the network.
+        kind: ``kxk`` (Tucker-2, CP), ``1x1`` or ``gemm`` (singular value decomposition), or ``depthwise``.
+        obstacle: empty for a layer that can be factored. Of another one, unless it is depthwise, nothing
+            below is known.
+        mirrored: whether the weights are stored with the input side first: (C, M / groups, *kernel).
+        shape: of `weight`.
+        groups: 1 for Gemm and MatMul.
+    """
+
+    applications: tuple[Application, ...]
+    kind: str
+    obstacle: str = ""
+    mirrored: bool = False
+    shape: tuple[int, ...] = ()
+    groups: int = 1
+
+    @property
+    def node(self) -> ir.Node:
+        """The first that applies the weights."""
+        return self.applications[0].node
+
+    @property
+    def name(self) -> str:
+        """That node's."""
+        return self.applications[0].name
 
     @property
     def names(self) -> list[str]:
@@ -63,14 +87,9 @@ class FactorLayer:
         return [each.name for each in self.applications]
 
     @property
-    def reads(self) -> str:
-        """Name of the value that the weights are applied to."""
-        return _name(self.node.inputs[1 - self.constant])
-
-    @property
     def weights(self) -> ir.Value:
         """The initializer."""
-        value = self.node.inputs[self.constant]
+        value = self.node.inputs[self.applications[0].constant]
         assert value is not None
         return value
 
@@ -107,13 +126,8 @@ class FactorLayer:
         return math.prod(self.shape[2:])
 
     @property
-    def size(self) -> int:
-        """Positions at which all the weights are applied: a ConvTranspose applies them at its input's."""
-        return self.input_size if self.node.op_type == "ConvTranspose" else self.output_size
-
-    @property
     def positions(self) -> tuple[int, int, int]:
-        """Of all applications together: `input_size`, `size`, `output_size`."""
+        """Input size, size and output size of all applications together."""
         sizes = [(each.input_size, each.size, each.output_size) for each in self.applications]
         into, core, out = map(sum, zip(*sizes, strict=True))
         return into, core, out
@@ -152,8 +166,15 @@ class FactorLayer:
     @property
     def bias(self) -> NDArray[np.float64] | None:
         """A new float64 array of shape (M,); None where the layer has none that can change."""
-        value = self.node.inputs[2] if len(self.node.inputs) > 2 else None
-        stored = weights_of(value)
+        return self.biases[0]
+
+    @property
+    def biases(self) -> list[NDArray[np.float64] | None]:
+        """The same of every application."""
+        return [self._bias(each.node) for each in self.applications]
+
+    def _bias(self, node: ir.Node) -> NDArray[np.float64] | None:
+        stored = weights_of(node.inputs[2] if len(node.inputs) > 2 else None)
         if stored is None:
             return None
         if stored.size > 1 and stored.size != stored.shape[-1]:  # of a Gemm: another one for every row
@@ -190,7 +211,10 @@ def factor_layers(model: ir.Model, shapes: dict[str, tuple[int, ...]]) -> list[F
         if (layer := _examine(node, shapes)) is not None:
             alike = (layer.weights, layer.groups, layer.mirrored) if layer.shape else layer.name
             readers.setdefault(alike, []).append(layer)
-    layers = [replace(first, others=tuple(others)) for first, *others in readers.values()]
+    layers = [
+        replace(group[0], applications=tuple(each for layer in group for each in layer.applications))
+        for group in readers.values()
+    ]
     return [
         replace(layer, obstacle=f"'{stranger}' reads its weights too, in another way")
         if not layer.obstacle and (stranger := _stranger(layer))
@@ -237,24 +261,25 @@ def _examine(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> FactorLayer |
     constants = [index for index in (1, 0) if weights_of(node.inputs[index]) is not None]
     kernel = shapes.get(_name(node.inputs[1]), ())[2:]
     kind = "gemm" if not convolution else "1x1" if kernel and math.prod(kernel) == 1 else "kxk"
+    unknown = (Application(node),)
     if convolution and 1 not in constants:
-        return FactorLayer(node, kind, "its weights are computed in the graph")
+        return FactorLayer(unknown, kind, "its weights are computed in the graph")
     if sums_squares(node):
-        return FactorLayer(node, kind, "it sums squares, as in a normalization")
+        return FactorLayer(unknown, kind, "it sums squares, as in a normalization")
     if not constants:
         return None
     constant = constants[0]
     stored = shapes[_name(node.inputs[constant])]
     into, out = shapes.get(_name(node.inputs[1 - constant])), shapes.get(_name(node.outputs[0]))
     if into is None or out is None:
-        return FactorLayer(node, kind, "its shape is unknown until it runs")
+        return FactorLayer(unknown, kind, "its shape is unknown until it runs")
     if not all(math.prod(shape) for shape in (stored, into, out)):
-        return FactorLayer(node, kind, "it computes nothing")
+        return FactorLayer(unknown, kind, "it computes nothing")
     if convolution:
         groups, mirrored = node.attributes.get_int("group", 1), node.op_type == "ConvTranspose"
         sizes = math.prod(into) // into[1], math.prod(out) // out[1]
     elif len(stored) != 2 or not _is_float(node.inputs[constant]):
-        return FactorLayer(node, kind, "its weights are not one matrix of floating-point numbers")
+        return FactorLayer(unknown, kind, "its weights are not one matrix of floating-point numbers")
     else:
         # Stored the other way round: x·W unless transB says otherwise, W·x if transA says so.
         transposed = node.attributes.get_int("transB" if constant else "transA", 0) != 0
@@ -264,7 +289,7 @@ def _examine(node: ir.Node, shapes: dict[str, tuple[int, ...]]) -> FactorLayer |
     obstacle = ""
     if groups > 1 and shape[1] == 1:
         kind, obstacle = "depthwise", "a depthwise convolution mixes no channels"
-    return FactorLayer(node, kind, obstacle, constant, mirrored, shape, groups, *sizes)
+    return FactorLayer((Application(node, constant, *sizes),), kind, obstacle, mirrored, shape, groups)
 
 
 def _stranger(layer: FactorLayer) -> str:

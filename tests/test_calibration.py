@@ -16,7 +16,7 @@ from onnxcompress.calibration.samples import Samples, fed, read_samples, split
 from onnxcompress.calibration.stages import Stages
 from onnxcompress.calibration.statistics import kept_statistics, statistics
 from onnxcompress.errors import InputError
-from onnxcompress.layers import CONVOLUTIONS, factor_layers
+from onnxcompress.layers import CONVOLUTIONS, factor_layers, reads
 from onnxcompress.model import simplify
 from onnxcompress.plan import Ranks
 from onnxcompress.preprocessing import Preprocessing
@@ -65,16 +65,16 @@ def test_patches_times_weights_are_the_layer_s_output(model: ir.Model):
     model = simplify(model)
     runnable = session(model)
     feeds = random_feeds(runnable)
-    layers = fitted_layers(factor_layers(model, concrete_shapes(model)))
-    for each in (each for layer in layers for each in layer.applications):
-        layer = replace(each, others=())
-        names = [layer.reads, str(layer.node.outputs[0].name)]
+    known = fitted_layers(factor_layers(model, concrete_shapes(model)))
+    for layer, each in [(whole, part) for whole in known for part in whole.applications]:
+        names = [each.reads, str(each.node.outputs[0].name)]
         x, y = run(session(revealing(model, names)), feeds)
-        found = patches(layer, {layer.reads: x}, len(x), [ALL], (0,)).astype(np.float64)
+        alone = replace(layer, applications=(each,))
+        found = patches(alone, {each.reads: x}, len(x), [ALL], (0,)).astype(np.float64)
         weight = layer.by_group
         response = (found @ weight.swapaxes(1, 2)).transpose(1, 0, 2).reshape(found.shape[1], -1)
         response += 0 if layer.bias is None else layer.bias
-        expected = np.moveaxis(y, 1, -1) if layer.node.op_type in CONVOLUTIONS else y
+        expected = np.moveaxis(y, 1, -1) if each.node.op_type in CONVOLUTIONS else y
         tolerance = 1e-4 if x.dtype == np.float32 else 5e-2
         np.testing.assert_allclose(
             response, expected.reshape(response.shape), atol=tolerance * max(1, np.abs(y).max())
@@ -88,9 +88,10 @@ def test_statistics_are_those_of_all_patches_at_once(monkeypatch):
     given_samples = samples()
     found = statistics(model, layers, given_samples)
     x = given_samples.arrays["x"]
-    (a,) = run(session(revealing(model, [layers[1].reads])), {"x": x})
+    (a,) = run(session(revealing(model, reads(layers[1:2]))), {"x": x})
     for layer, value in ((layers[0], x), (layers[1], a)):
-        everything = patches(layer, {layer.reads: value}, len(value), [ALL], (0,))[0].astype(np.float64)
+        values = {layer.applications[0].reads: value}
+        everything = patches(layer, values, len(value), [ALL], (0,))[0].astype(np.float64)
         moments = found[layer.name]
         assert moments.count == len(everything)
         np.testing.assert_allclose(moments.mean[0], everything.mean(axis=0), atol=1e-5)
@@ -236,9 +237,10 @@ def test_patches_are_of_each_sample_where_it_has_several_entries(operator):
     )
     (layer,) = factor_layers(model, concrete_shapes(model))
     x = np.repeat(np.arange(3, dtype=np.float32), 4 * 12).reshape(shape)
-    found = patches(layer, {layer.reads: x}, 3, [5], (0,))
+    (read,) = reads([layer])
+    found = patches(layer, {read: x}, 3, [5], (0,))
     np.testing.assert_array_equal(found[0, :, 0], np.repeat([0, 1, 2], 5))
-    values = {layer.reads: np.random.default_rng(0).random(shape, np.float32)}
+    values = {read: np.random.default_rng(0).random(shape, np.float32)}
     everything = patches(layer, values, 3, [ALL], (0,))
     assert everything.shape == (1, 72, 2)
     assert len(np.unique(everything)) == 144

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from onnxcompress.layers import CONVOLUTIONS, PRODUCTS, FactorLayer
+from onnxcompress.layers import CONVOLUTIONS, PRODUCTS, Application, FactorLayer
 from onnxcompress.windows import Shape, size_given, windows
 
 WIDEST = 9216
@@ -31,19 +31,21 @@ def obstacle(layer: FactorLayer) -> str:
         return reason
     if len(layer.weights.uses()) > len(layer.applications):
         return "its weights are read in another way, too"
-    if not all(_same(each.bias, layer.bias) for each in layer.others):
+    if not all(_same(bias, layer.bias) for bias in layer.biases):
         return "its weights are shared, its biases are not"
     return next(filter(None, map(_obstacle, layer.applications)), "")
 
 
-def _obstacle(layer: FactorLayer) -> str:
-    """In how its node applies the weights."""
-    attributes = layer.node.attributes
-    if layer.node.op_type == "Gemm" and any(attributes.get_float(name, 1) != 1 for name in ("alpha", "beta")):
+def _obstacle(applied: Application) -> str:
+    """In how a node applies the weights."""
+    attributes = applied.node.attributes
+    if applied.node.op_type == "Gemm" and any(
+        attributes.get_float(name, 1) != 1 for name in ("alpha", "beta")
+    ):
         return "its Gemm is scaled"
-    if layer.constant == 0 or attributes.get_int("transA", 0) != 0:
+    if applied.constant == 0 or attributes.get_int("transA", 0) != 0:
         return "its matrix is applied from the other side"
-    if layer.node.op_type == "ConvTranspose" and {"auto_pad", "output_shape"} & set(attributes):
+    if applied.node.op_type == "ConvTranspose" and {"auto_pad", "output_shape"} & set(attributes):
         return "its pads are computed"
     return ""
 
@@ -94,7 +96,7 @@ def patches(
         after those of the other.
     """
     parts = [
-        _patches(each, values[each.reads], samples, count, seed)
+        _patches(layer, each.node, values[each.reads], samples, count, seed)
         for each, count in zip(layer.applications, counts, strict=True)
     ]
     if len(parts) == 1:
@@ -104,12 +106,13 @@ def patches(
 
 
 def _patches(
-    layer: FactorLayer, x: NDArray, samples: int, count: int, seed: tuple[int, ...]
+    layer: FactorLayer, node: ir.Node, x: NDArray, samples: int, count: int, seed: tuple[int, ...]
 ) -> NDArray[np.float32]:
     """Those of one application.
 
     Args:
-        layer: that.
+        layer: whose weights are applied.
+        node: that applies them.
         x: its input, (…, C, *size) of a convolution, (…, C) of a product. A sample may have several entries
             of the first dimension: windows of an image, frames.
         samples: whose input it is, one after the other.
@@ -117,7 +120,7 @@ def _patches(
         seed: any integers.
     """
     random = np.random.default_rng(seed)
-    entries_in_all = x.size // x.shape[-1] if layer.node.op_type in PRODUCTS else len(x)
+    entries_in_all = x.size // x.shape[-1] if node.op_type in PRODUCTS else len(x)
     if entries_in_all % samples:  # which are whose is not known
         samples, count = 1, samples * count
 
@@ -128,17 +131,17 @@ def _patches(
         ]
         return np.stack(each)
 
-    if layer.node.op_type in PRODUCTS:
+    if node.op_type in PRODUCTS:
         rows = x.reshape(samples, -1, x.shape[-1])
         chosen = np.take_along_axis(rows, drawn(rows.shape[1])[..., None], axis=1)
         return np.asarray(chosen, np.float32).reshape(1, -1, x.shape[-1])
     size, kernel = x.shape[2:], layer.shape[2:]
-    given = size_given(layer.node, kernel, size)
+    given = size_given(node, kernel, size)
     places, entries, channels = math.prod(given), len(x) // samples, x.shape[1]
     entry, flat = np.divmod(drawn(entries * places), places)
     padded = np.zeros((len(x), channels, math.prod(size) + 1), np.float32)
     padded[..., :-1] = x.reshape(len(x), channels, -1)
-    index = _places_read(layer.node, size, kernel, given, flat) + entry[..., None] * padded.shape[-1]
+    index = _places_read(node, size, kernel, given, flat) + entry[..., None] * padded.shape[-1]
     padded = padded.reshape(samples, entries, channels, -1).swapaxes(1, 2).reshape(samples, channels, -1)
     # (C, patches of one sample, kernel) of every sample
     found = np.stack([sample[:, at] for sample, at in zip(padded, index, strict=True)], axis=1)

@@ -143,7 +143,7 @@ def _levels(model: ir.Model, layers: Sequence[FactorLayer]) -> dict[ir.Value, in
     """
     applied = {each.node: number for number, layer in enumerate(layers) for each in layer.applications}
     last = [0] * len(layers)
-    for _ in range(1 + sum(bool(layer.others) for layer in layers)):
+    for _ in range(1 + sum(len(layer.applications) > 1 for layer in layers)):
         levels = dict.fromkeys(model.graph.inputs, 0)
         for node in model.graph:
             level = max((levels.get(value, 0) for value in _read(node)), default=0)

@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 from onnxcompress.errors import InputError
 from onnxcompress.factoring.fitted import Factors, Inputs, fit_factors
 from onnxcompress.factoring.tucker import truncated_svd, tucker2
-from onnxcompress.layers import CONVOLUTIONS, FactorLayer, factor_layers, names_of, swap_sides
+from onnxcompress.layers import CONVOLUTIONS, Application, FactorLayer, factor_layers, names_of, swap_sides
 from onnxcompress.model import refresh
 from onnxcompress.names import Names
 from onnxcompress.plan import Ranks
 from onnxcompress.shapes import concrete_shapes
+from onnxcompress.weights import weights_of
 
 Array = NDArray[np.float64]
 
@@ -55,7 +56,7 @@ def factor(
             weights = _factors(layer, wanted) if chains is None else _given(layer, chains)
             factors = _stored(layer, wanted, weights, names)
             for each in layer.applications:
-                _replace(each, wanted, factors, names)
+                _replace(layer, each, wanted, factors, names)
     return refresh(result)
 
 
@@ -157,30 +158,29 @@ def _stored(layer: FactorLayer, ranks: Ranks, factors: dict[str, Array], names: 
     for part, weight in factors.items():
         groups = layer.groups * (ranks.out if ranks.depthwise else 1)
         array = swap_sides(weight, groups) if layer.mirrored and _inherits(layer, part) else weight
-        values[part] = _initializer(layer, f"{layer.name}/{part}.weight", array, names)
+        dtype = (layer.weights.dtype or ir.DataType.FLOAT).numpy()
+        values[part] = names.initializer(f"{layer.name}/{part}.weight", array.astype(dtype))
     return values
 
 
-def _initializer(layer: FactorLayer, name: str, array: Array, names: Names) -> ir.Value:
-    return names.initializer(name, array.astype((layer.weights.dtype or ir.DataType.FLOAT).numpy()))
-
-
-def _replace(layer: FactorLayer, ranks: Ranks, factors: dict[str, ir.Value], names: Names) -> None:
-    """Put a chain of nodes in a layer's place; the last one has its bias and its output's name."""
-    node = layer.node
+def _replace(
+    layer: FactorLayer, applied: Application, ranks: Ranks, factors: dict[str, ir.Value], names: Names
+) -> None:
+    """Put a chain of nodes in a node's place; the last one has its bias and its output's name."""
+    node = applied.node
     graph = node.graph
     assert graph is not None
     chain: list[ir.Node] = []
-    x = node.inputs[1 - layer.constant]
+    x = node.inputs[1 - applied.constant]
     for part, weights in factors.items():
-        name = names.fresh(f"{layer.name}/{part}")
-        operands = [x, weights] if layer.constant == 1 else [weights, x]
+        name = names.fresh(f"{applied.name}/{part}")
+        operands = [x, weights] if applied.constant == 1 else [weights, x]
         if part == list(factors)[-1]:
             operands += node.inputs[2:]
         elif node.op_type == "Gemm" and graph.opset_imports.get("", 11) < GEMM_WITHOUT_BIAS:
-            operands.append(_initializer(layer, f"{name}.bias", _zero_bias(layer, weights), names))
+            operands.append(names.initializer(f"{name}.bias", _zero_bias(layer, applied, weights)))
         operator = node.op_type if _inherits(layer, part) else "Conv"
-        step = ir.Node("", operator, operands, _attributes(layer, ranks, part, weights), name=name)
+        step = ir.Node("", operator, operands, _attributes(layer, applied, ranks, part, weights), name=name)
         step.metadata_props.update(node.metadata_props)
         step.outputs[0].name = names.fresh(f"{name}:0")
         step.outputs[0].type = node.outputs[0].type
@@ -191,18 +191,20 @@ def _replace(layer: FactorLayer, ranks: Ranks, factors: dict[str, ir.Value], nam
     )
 
 
-def _zero_bias(layer: FactorLayer, weights: ir.Value) -> Array:
+def _zero_bias(layer: FactorLayer, applied: Application, weights: ir.Value) -> NDArray:
     """A bias for the first part of a Gemm's chain, which has as many outputs as `weights` has rows."""
-    assert weights.shape is not None
-    rank = weights.shape.numpy()[1 if layer.mirrored else 0]
-    return np.zeros(rank if layer.constant == 1 else (rank, 1))
+    array = np.asarray(weights_of(weights))
+    rank = array.shape[1 if layer.mirrored else 0]
+    return np.zeros(rank if applied.constant == 1 else (rank, 1), array.dtype)
 
 
-def _attributes(layer: FactorLayer, ranks: Ranks, part: str, weights: ir.Value) -> list[ir.Attr]:
-    attributes = layer.node.attributes
-    if layer.node.op_type not in CONVOLUTIONS:
+def _attributes(
+    layer: FactorLayer, applied: Application, ranks: Ranks, part: str, weights: ir.Value
+) -> list[ir.Attr]:
+    attributes = applied.node.attributes
+    if applied.node.op_type not in CONVOLUTIONS:
         # The input's transposition and its factor are applied first, the bias's last.
-        dropped = {"in": {"beta"}, "out": {"alpha", "transA" if layer.constant == 1 else "transB"}}
+        dropped = {"in": {"beta"}, "out": {"alpha", "transA" if applied.constant == 1 else "transB"}}
         return [attribute for name, attribute in attributes.items() if name not in dropped[part]]
     assert weights.shape is not None
     if ranks.depthwise and part == "core":
