@@ -16,7 +16,8 @@ class Stage:
     """A network on its way.
 
     Attributes:
-        name: ``original``, ``pruned`` (``rewritten`` when nothing was), ``decomposed``, ``trained``.
+        name: ``original``, ``pruned`` (``rewritten`` when nothing was), ``decomposed``, ``trained``; or
+            ``simplified`` where that was enough.
         model: the network.
         cost: of it.
         training: what training did; None for other stages.

@@ -200,6 +200,8 @@ def compress(
         )
         if not finetune:
             refuse(context, ("seed",), "changes nothing without --finetune where there is a budget")
+    elif criterion not in ("", *DATA_CRITERIA):
+        refuse(context, ("stats",), "applies to criteria that need the statistics of the data")
     if not finetune:
         refuse(context, ("epochs",), "applies to --finetune, which is not given")
     if not finetune and criterion != "taylor":

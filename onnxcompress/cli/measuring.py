@@ -84,9 +84,10 @@ def tradeoff(
     Builds a network for each share, as 'compress --target' would, and measures it on samples that nothing was
     fitted to or chosen by.
     """
-    for path in (output, plot):
-        if path is not None:
-            check_output(path, model, data, *([] if stats is None else [stats]))
+    inputs = [model, data, *([] if stats is None else [stats])]
+    check_output(output, *inputs)
+    if plot is not None:
+        check_output(plot, *inputs, output)
     if plot is not None:
         plots.check_installed()
         if plot.suffix.lower() != ".png":

@@ -144,17 +144,17 @@ def preprocessing_of(network: ir.Model, data: Path, images: Images, printed: Pri
 
     Where there are images to prepare, how they will be is said.
     """
-    changed = _changed(read(network), images, network)
-    if changed is not None and data.is_file():
+    own = changed(network, images)
+    if own is not None and data.is_file():
         raise InputError(f"{data}: preprocessing is for images; arrays are fed as they are")
-    found = changed or read(network)
+    found = own or read(network)
     if found is not None and data.is_dir() and printed.tables:
         stderr.print(f"images: {in_words(found)}")
-    return changed
+    return own
 
 
-def _changed(carried: Preprocessing | None, images: Images, network: ir.Model) -> Preprocessing | None:
-    """A preprocessing with what the options say instead; None where they say nothing."""
+def changed(network: ir.Model, images: Images) -> Preprocessing | None:
+    """The preprocessing that a network carries with what the options say; None where they say nothing."""
     changes: dict[str, Any] = {}
     if images.channel_order is not None:
         changes["channel_order"] = images.channel_order
@@ -166,7 +166,7 @@ def _changed(carried: Preprocessing | None, images: Images, network: ir.Model) -
             changes[name] = size(name, text, none)
     if not changes:
         return None
-    start = carried or Preprocessing(resize=_larger(network))
+    start = read(network) or Preprocessing(resize=_larger(network))
     if changes.get("channel_order") == "GRAY" and "mean" not in changes and len(start.mean) > 1:
         raise InputError("--mean: GRAY has one channel: give one number, 0 for none")
     return replace(start, **changes)

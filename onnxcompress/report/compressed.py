@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.table import Table
 
-from onnxcompress.plan import members
+from onnxcompress.plan import Ranks, members
 from onnxcompress.report.measured import finetuned_json
 from onnxcompress.report.tables import change, millions, table
 
@@ -91,14 +91,14 @@ def stages_table(result: Compressed) -> Table:
 def layers_table(result: Compressed) -> Table:
     """One row per layer of the original: filters and MACs before and after, ranks."""
     rows = []
+    ranks = decomposed(result)
     for layer in layers_json(result):
-        ranks = layer["ranks"]
         rows.append(
             [
                 layer["name"],
                 str(layer["filters"]),
                 str(layer["filters"] - layer["filters_removed"]),
-                f"{ranks['out']}, {ranks['in']}" if ranks else "",
+                str(ranks.get(layer["name"], "")),
                 f"{layer['macs'] / 1e6:,.2f} M",
                 f"{layer['macs_after'] / 1e6:,.2f} M",
                 change(layer["macs"], layer["macs_after"]),
@@ -107,13 +107,18 @@ def layers_table(result: Compressed) -> Table:
     return table("", ["layer", "filters", "left", "ranks", "MACs", "after", ""], rows)
 
 
+def decomposed(result: Compressed) -> dict[str, Ranks]:
+    """Ranks by layer, of siblings by each of them."""
+    return {each: ranks for name, ranks in result.plan.decompose.items() for each in members(name)}
+
+
 def layers_json(result: Compressed) -> list[dict[str, Any]]:
     """One entry per layer of the original that has MACs. What siblings share is divided evenly among them."""
     after: dict[str, float] = {}
-    decomposed = {each: ranks for name, ranks in result.plan.decompose.items() for each in members(name)}
+    ranks = decomposed(result)
     for layer in result.stages[-1].cost.layers:
         name, slash, part = layer.name.rpartition("/")
-        factor = slash and part in ("in", "core", "out") and set(members(name)) <= set(decomposed)
+        factor = slash and part in ("in", "core", "out") and set(members(name)) <= set(ranks)
         owners = members(name) if factor else [layer.name]
         for owner in owners:
             after[owner] = after.get(owner, 0) + layer.macs / len(owners)
@@ -122,7 +127,7 @@ def layers_json(result: Compressed) -> list[dict[str, Any]]:
             "name": layer.name,
             "filters": layer.filters,
             "filters_removed": len(result.plan.prune.get(layer.name, [])),
-            "ranks": decomposed[layer.name].entries() if layer.name in decomposed else None,
+            "ranks": ranks[layer.name].entries() if layer.name in ranks else None,
             "macs": layer.macs,
             "macs_after": round(after.get(layer.name, 0)),
             "kept": result.plan.kept.get(layer.name),

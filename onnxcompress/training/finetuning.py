@@ -107,6 +107,8 @@ def finetune(
             no gradient, or the loss is not finite any more.
     """
     recipe = _with_optimizer(recipe or Recipe(), labels)
+    if new_head is not None and not labels:
+        raise InputError("new-head: new classes are learnt from labels: give --labels")
     _check_options(teacher is not None, labels, plan is not None, values, temperature, teacher_weight)
     if steps is None:
         _check_epochs(epochs)
@@ -341,11 +343,11 @@ def _validation(
         if data is None:
             return None
         tested = with_weights(network, weights)
-        if data.labels is not None:
+        if data.labels is not None and not values:
             return evaluate(tested, data, preprocessing=preprocessing, progress=progress)
         return evaluate(
             tested,
-            data,
+            replace(data, labels=None),
             reference=teacher,
             preprocessing=preprocessing,
             values=values,
