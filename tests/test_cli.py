@@ -15,6 +15,7 @@ from PIL import Image
 import onnxcompress as oc
 from onnxcompress import preprocessing
 from onnxcompress.cli.terminal import Printed, show
+from tests.caffe.reference import caffemodel
 from tests.networks import Builder
 
 COMMANDS = [
@@ -294,6 +295,25 @@ def with_weights(path: str, change) -> None:
         (["prune", "model.onnx", "-o", "model.onnx"], "overwrite the input"),
         (["prune", "model.onnx", "-o", "labels.npz", "--data", "labels.npz"], "overwrite the input"),
         (["tradeoff", "model.onnx", "-o", "labels.npz", "--data", "labels.npz"], "overwrite the input"),
+        (
+            ["tradeoff", "model.onnx", "-o", "one.png", "--plot", "one.png", "--data", "labels.npz"],
+            "one.png: the output would overwrite",
+        ),
+        (
+            [
+                "compress",
+                "model.onnx",
+                "-o",
+                "o.onnx",
+                "--criterion",
+                "l1",
+                "--stats",
+                "s",
+                "--data",
+                "labels.npz",
+            ],
+            "--stats: applies to criteria",
+        ),
         (["prune", "model.onnx", "-o", "/proc/out.onnx"], "cannot be written"),
         (["prune", "model.onnx", "-o", "./sub/../model.onnx"], "does not exist"),
         (["prune", "model.onnx", "-o", "missing/out.onnx"], "does not exist"),
@@ -413,3 +433,32 @@ def test_two_runs_give_the_same_bytes(run, folder):
         run("compress", "model.onnx", "-o", name, "--ratio", "0.4", "-q")
     assert Path("a.onnx").read_bytes() == Path("b.onnx").read_bytes()
     assert Path("a.plan.yaml").read_bytes() == Path("b.plan.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("channels", "options", "expected"),
+    [
+        (3, [], preprocessing.Preprocessing()),
+        (1, [], None),
+        (1, ["--channel-order", "GRAY", "--mean", "0"], ("GRAY", (9, 9))),
+    ],
+)
+def test_an_import_says_of_images_what_is_known_of_them(run, tmp_path, channels, options, expected):
+    dims = f"dim: 1 dim: {channels} dim: 8 dim: 8"
+    conv = "convolution_param { num_output: 2 kernel_size: 3 bias_term: false }"
+    (tmp_path / "net.prototxt").write_text(
+        f"layer {{ name: 'x' type: 'Input' top: 'x' input_param {{ shape {{ {dims} }} }} }}"
+        f"layer {{ name: 'c' type: 'Convolution' bottom: 'x' top: 'c' {conv} }}"
+    )
+    weights = {"c": [np.ones((2, channels, 3, 3))]}
+    (tmp_path / "net.caffemodel").write_bytes(caffemodel(weights))
+    output = tmp_path / "net.onnx"
+    code, _, err = run(
+        "import-caffe", tmp_path / "net.prototxt", tmp_path / "net.caffemodel", "-o", output, *options
+    )
+    assert (code, err) == (0, "")
+    found = preprocessing.read(oc.load(output))
+    if isinstance(expected, tuple):
+        assert (found.channel_order, found.resize) == expected
+    else:
+        assert found == expected

@@ -117,3 +117,12 @@ def test_bad_usage_is_one_line(run, tmp_path, arguments, message):
     assert message in err
     assert err.count("\n") == 1
     assert not (tmp_path / "tuned.onnx").exists()
+
+
+def test_new_classes_are_learnt_from_labels(run):
+    code, _, err = run(
+        *("model.onnx", "-o", "tuned.onnx", "--teacher", "teacher.onnx", "--data", "plain.npy"),
+        *("--new-head", 4),
+    )
+    assert code == 2
+    assert "new-head: new classes are learnt from labels" in err
