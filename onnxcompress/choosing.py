@@ -247,6 +247,8 @@ def check_skip(patterns: Sequence[str], layers: Sequence[str]) -> None:
     Raises:
         InputError: likewise.
     """
+    if isinstance(patterns, str):
+        raise InputError(f"skip: give a list of patterns, as in ['{patterns}']")
     for pattern in patterns:
         if not any(matches(layer, [pattern]) for layer in layers):
             raise InputError(

@@ -189,6 +189,8 @@ def compress(
     if training is not None:
         if data is None:
             raise InputError("training needs calibration data: give some with --data")
+        if data.labels and data.values:
+            raise InputError("labels are of classes, values are numbers: leave out --labels or --values")
         check_trainable(simplify(original), data.labels, training.epochs, training.recipe)
     if method not in ("", "joint", "paper"):
         raise InputError(f"method: '{method}' is not one of joint, paper")

@@ -71,6 +71,8 @@ def test_skip_by_glob():
     assert result.plan.kept["conv0"] == "skipped as asked"
     with pytest.raises(oc.InputError, match="no layer matches 'nothing'"):
         oc.prune(model, skip=["nothing"])
+    with pytest.raises(oc.InputError, match=r"give a list of patterns, as in \['\*0'\]"):
+        oc.prune(model, skip="*0")
 
 
 def test_what_is_tied_to_a_skipped_layer_says_so():
