@@ -21,7 +21,7 @@ from onnxcompress.errors import InputError
 from onnxcompress.model import load, save
 from onnxcompress.report.measured import epoch_line, finetuned_json
 
-BY_A_SOLVER = ("epochs", "optimizer", "rate", "policy", "warmup", "weight_decay", "clip_gradients")
+BY_A_SOLVER = ("optimizer", "rate", "policy", "warmup", "weight_decay", "clip_gradients")
 """Options of training that a solver.prototxt has its own numbers for."""
 
 FREE_POLICIES = ("cosine", "fixed", "poly")
@@ -105,14 +105,14 @@ def finetune(
     The state is kept in OUTPUT.checkpoint until the end, for --resume.
     """
     from onnxcompress.caffe.solver import read_solver
-    from onnxcompress.training.schedules import POLICIES, Schedule
+    from onnxcompress.training.schedules import Schedule
 
     network = read(model, output, data, teacher, val, solver, plan, write_plan=False)
     if solver is not None:
         refuse(context, BY_A_SOLVER, "does not go with --solver, which says it")
-    elif policy in POLICIES and policy not in FREE_POLICIES:
+    elif policy not in FREE_POLICIES:
         known = ", ".join(FREE_POLICIES)
-        raise InputError(f"--policy: '{policy}' takes its numbers from --solver; without one give {known}")
+        raise InputError(f"--policy: '{policy}' is not one of {known}; Caffe's others come with --solver")
     if teacher is None:
         refuse(context, ("temperature",), "is for the answers of a --teacher, which is not given")
     if plan is not None:
@@ -131,6 +131,8 @@ def finetune(
     steps = None
     if solver is not None:
         recipe, steps = read_solver(solver, recipe)
+        if steps is not None:
+            refuse(context, ("epochs",), "does not go with the max_iter of --solver")
     preprocessing = preprocessing_of(network, data, images, printed)
     checkpoint = output.with_name(f"{output.name}.checkpoint")
     if checkpoint.exists() and not resume:

@@ -18,7 +18,7 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     oc.save(network(), "model.onnx")
     oc.save(network(4), "teacher.onnx")
-    Path("s").write_text("base_lr: 0.01")
+    Path("s").write_text("base_lr: 0.01 max_iter: 6")
     b = Builder(0)
     flat = b.add("Flatten", [b.conv("x", 4)], (4 * 64,))
     oc.save(b.model([b.add("Gemm", [flat, b.weight(4, 4 * 64)], (4,), transB=1)]), "other.onnx")
@@ -97,7 +97,7 @@ def test_a_new_head(run):
         (("--data", "plain.npy", "--labels"), "has no labels"),
         (("--data", "missing", "--labels"), "no such file"),
         (("--data", "labelled.npz", "--labels", "--policy", "stairs"), "'stairs' is not one of"),
-        (("--data", "labelled.npz", "--labels", "--policy", "exp"), "takes its numbers from --solver"),
+        (("--data", "labelled.npz", "--labels", "--policy", "exp"), "others come with --solver"),
         (("--data", "labelled.npz", "--labels", "--optimizer", "sgd"), "give a rate"),
         (
             ("--data", "labelled.npz", "--labels", "--solver", "s", "--epochs", 3),
@@ -126,3 +126,14 @@ def test_new_classes_are_learnt_from_labels(run):
     )
     assert code == 2
     assert "new-head: new classes are learnt from labels" in err
+
+
+def test_epochs_are_free_where_a_solver_says_none(run, tmp_path):
+    (tmp_path / "solver.prototxt").write_text('base_lr: 0.01 lr_policy: "fixed"')
+    code, out, _ = run(
+        *("model.onnx", "-o", "tuned.onnx", "--labels", "--data", "labelled.npz", "--batch", 16),
+        *("--solver", "solver.prototxt", "--epochs", 1),
+    )
+    assert code == 0
+    assert "epoch 1" in out
+    assert "epoch 2" not in out
