@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from onnxcompress.tables import table
 from rich.console import Console
 from rich.table import Table
 
 import onnxcompress as oc
 from models.digits import SHIPPED
 from models.digits_data import load_digits_parts
+from onnxcompress.report.tables import table
 from onnxcompress.runtime import random_feeds, run, session
 from onnxcompress.shapes import stand_ins
 
