@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -126,7 +126,7 @@ def simplify(model: ir.Model) -> ir.Model:
     shared = [name for name, readers in _kernels(lean).items() if readers > 1]
     simplified = _simplified(lean, unseen)
     if shared and len(_kernels(simplified)) > len(_kernels(lean)):
-        simplified = _simplified(lean, {*unseen, *shared})
+        simplified = _simplified(lean, dict.fromkeys([*unseen, *shared]))
     _keep_metadata(simplified, model)
     _write_out_biases(simplified)
     _unshare_vectors(simplified)
@@ -144,7 +144,7 @@ def _kernels(model: ir.Model) -> dict[str, int]:
     return found
 
 
-def _simplified(model: ir.Model, unseen: Collection[str]) -> ir.Model:
+def _simplified(model: ir.Model, unseen: Iterable[str]) -> ir.Model:
     """The network by the first of several ways whose result ONNX Runtime accepts; none sees these weights."""
     lean = model.clone()
     hidden = hide(lean, unseen)
