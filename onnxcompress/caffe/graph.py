@@ -192,11 +192,13 @@ def multipliers(graph: Graph, node: ir.Node) -> list[tuple[float, float]]:
     """
     constants = [value.const_value for value in node.inputs[1:] if value is not None]
     places = [tensor.numpy().ctypes.data for tensor in constants if tensor is not None]
-    found = [_multipliers(*graph.learning[place]) if place in graph.learning else FROZEN for place in places]
+    found = [
+        _multipliers(graph.learning[place][1]) if place in graph.learning else FROZEN for place in places
+    ]
     return found * 2 if len(found) == 1 and node.op_type in LAYERS else found
 
 
-def _multipliers(_: np.ndarray, given: Mapping[str, float]) -> tuple[float, float]:
+def _multipliers(given: Mapping[str, float]) -> tuple[float, float]:
     rate, decay = (given.get(name, 1.0) for name in MULTIPLIERS)
     return rate, decay
 

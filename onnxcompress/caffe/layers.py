@@ -468,9 +468,8 @@ def _top_k(graph: Graph, layer: Layer, x: Blob, axis: int) -> list[Blob]:
 def _exp(graph: Graph, layer: Layer) -> None:
     """base^(scale · x + shift), as Caffe computes it; base -1 is e."""
     param = layer.message.exp_param
-    rate, factor = _log_of_base(layer, param.base), 1.0
-    if param.shift:
-        factor = math.exp(rate * param.shift)
+    rate = _log_of_base(layer, param.base)
+    factor = math.exp(rate * param.shift)
     x = _chain(graph, layer, [("Mul", rate * param.scale)], step="scaled")
     x = emit(graph, layer, "Exp", [x], x.shape, x.batch, step="power" if factor != 1 else "")
     if factor != 1:

@@ -88,7 +88,6 @@ def tradeoff(
     check_output(output, *inputs)
     if plot is not None:
         check_output(plot, *inputs, output)
-    if plot is not None:
         plots.check_installed()
         if plot.suffix.lower() != ".png":
             raise InputError(f"{plot}: what is drawn is a PNG: give a name that ends in .png")

@@ -121,7 +121,7 @@ class Samples:
     images: Images
 
 
-OF_DATA = ("stats", "labels", *(each.name for kind in (Samples, Images) for each in fields(kind)))
+OF_DATA = ("stats", "labels", "limit", "values", "mirror", *(each.name for each in fields(Images)))
 """Options that say how data are read and used."""
 
 
