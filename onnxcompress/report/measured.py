@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 def accuracy_table(found: Accuracy) -> Table:
     """The figures that there are, one a row."""
-    rows = [["samples", f"{found.n:,}"]]
-    if found.nonfinite:
-        rows.append(["with NaN or infinite output", f"{found.nonfinite:,}"])
-    if found.top1 is not None:
-        error = f" ± {100 * found.top1_error:.1f}" if found.top1_error is not None else ""
-        rows.append(["top-1", f"{100 * found.top1:.1f}{error} %"])
-    if found.top5 is not None:
-        rows.append(["top-5", f"{100 * found.top5:.1f} %"])
-    if found.cross_entropy is not None:
-        rows.append(["cross-entropy, mean", f"{found.cross_entropy:.4f}"])
-    if found.reference_top1 is not None:
-        rows.append(["top-1 of the reference", f"{100 * found.reference_top1:.1f} %"])
-    if found.reference_top5 is not None:
-        rows.append(["top-5 of the reference", f"{100 * found.reference_top5:.1f} %"])
-    if found.agreement is not None:
-        rows.append(["agreement with the reference (top-1)", f"{100 * found.agreement:.1f} %"])
-    if found.cosine is not None:
-        rows.append(["cosine of the outputs, mean", f"{found.cosine:.4f}"])
-    if found.relative_l2 is not None:
-        rows.append(["relative L2 error of the output", f"{found.relative_l2:.4f}"])
-    if found.damage is not None:
-        rows.append(["damage to the output, mean", f"{found.damage:.4f}"])
-    return table("", ["", ""], rows)
+    error = f" ± {100 * found.top1_error:.1f}" if found.top1_error is not None else ""
+    figures = {
+        "samples": f"{found.n:,}",
+        "with NaN or infinite output": f"{found.nonfinite:,}" if found.nonfinite else None,
+        "top-1": _percent(found.top1, error),
+        "top-5": _percent(found.top5),
+        "cross-entropy, mean": _number(found.cross_entropy),
+        "top-1 of the reference": _percent(found.reference_top1),
+        "top-5 of the reference": _percent(found.reference_top5),
+        "agreement with the reference (top-1)": _percent(found.agreement),
+        "cosine of the outputs, mean": _number(found.cosine),
+        "relative L2 error of the output": _number(found.relative_l2),
+        "damage to the output, mean": _number(found.damage),
+    }
+    return table("", ["", ""], [[name, text] for name, text in figures.items() if text is not None])
+
+
+def _percent(share: float | None, error: str = "") -> str | None:
+    return None if share is None else f"{100 * share:.1f}{error} %"
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else f"{value:.4f}"
 
 
 def latency_table(found: Sequence[Latency], title: str = "") -> Table:
