@@ -172,11 +172,16 @@ def compress(
     al. (2019) do; see `prune` and `decompose`.
 
     Args:
+        model: the network or its path.
         target: ``macs=SHARE``, ``params=SHARE`` or ``size=SHARE`` of the original that may stay; needs data.
         keep_accuracy: for the smallest network that was found to keep this share of the original's top-1
             choices (of networks without classes, of its outputs' variance); needs data.
-        round_to: layers keep a multiple of so many filters, or with a target all; ranks are such multiples.
         method: ``joint`` or ``paper``: the first with a target or an accuracy, the second without.
+        ratio, criterion, scope: as of `prune`.
+        rank, include_pointwise, include_gemm: as of `decompose`.
+        round_to: layers keep a multiple of so many filters, or with a target all; ranks are such multiples.
+        skip: glob patterns of node names that keep their filters and are not factored.
+        seed: of the random criterion.
         training: of the weights, when all is chosen and fitted; by the paper's method after each stage. Needs
             data. None for none.
 
@@ -191,7 +196,6 @@ def compress(
             raise InputError("training needs calibration data: give some with --data")
         if data.labels and data.values:
             raise InputError("labels are of classes, values are numbers: leave out --labels or --values")
-        check_trainable(simplify(original), data.labels, training.epochs, training.recipe)
     if method not in ("", "joint", "paper"):
         raise InputError(f"method: '{method}' is not one of joint, paper")
     if method == "joint" and not budgeted:
@@ -331,6 +335,17 @@ def _pruned_in_rounds(
     return Compressed(tuple(stages), plan, graph.unknown, shortfall_of(rule, missing), fitted)
 
 
+def _trainable_parts(
+    original: ir.Model, data: Calibration | None, training: Training | None, progress: Progress | None
+) -> Parts | None:
+    """The samples; where training is wanted, it is seen first that it can be done with them."""
+    parts = read_parts(original, data, progress)
+    if training is not None:
+        assert parts is not None
+        check_trainable(simplify(original), parts.fit.data, training.epochs, training.recipe)
+    return parts
+
+
 def _by_the_paper(
     original: ir.Model,
     filters: FilterRule,
@@ -341,7 +356,7 @@ def _by_the_paper(
 ) -> Compressed:
     """Prune, then decompose what is left; with training, after each stage."""
     network = prepared(original)
-    parts = read_parts(original, data, progress)
+    parts = _trainable_parts(original, data, training, progress)
     going = choose_filters(network, filters, data, parts, progress)
     pruning = Plan(going.filters, lrn_nodes(network) if training is not None else [], kept=going.kept)
     first = carry_out(original, network, pruning, parts, progress)
@@ -377,7 +392,7 @@ def _under_budget(
 ) -> Compressed:
     """Choose filters and ranks together."""
     goal = parse_target(target) if target else None
-    parts = read_parts(original, data, progress)
+    parts = _trainable_parts(original, data, training, progress)
     assert parts is not None
     kind = goal.kind if goal else "macs"
     planner = _planner(original, kind, round_to, skip, data, parts, progress)

@@ -123,17 +123,29 @@ def test_rounds_say_what_cannot_be_done(model, data):
     assert "one of every group does" in result.shortfall
 
 
-def test_what_cannot_be_trained_is_refused_before_anything_is_done(model, data):
-    said = []
-    with pytest.raises(oc.InputError, match="epochs"):
+@pytest.mark.parametrize(
+    ("training", "classes", "message"),
+    [
+        (oc.Training(0), 0, "epochs"),
+        (oc.Training(1, oc.Recipe(batch=500)), 0, "128 samples, fewer than a batch of 500"),
+        (oc.Training(1), 20, "label 20, but the network has"),
+    ],
+)
+@pytest.mark.parametrize("way", [{"target": "macs=0.5"}, {"ratio": 0.5}])
+def test_what_cannot_be_trained_is_refused_before_anything_is_done(
+    model, data, training, classes, message, way
+):
+    said = set()
+    labels = np.full_like(data.labels, classes)
+    with pytest.raises(oc.InputError, match=message):
         oc.compress(
             model,
-            target="macs=0.5",
-            training=oc.Training(0),
-            data=oc.Calibration(data),
-            progress=lambda *arguments: said.append(arguments),
+            **way,
+            training=training,
+            data=oc.Calibration(replace(data, labels=labels), labels=classes > 0),
+            progress=lambda what, *_: said.add(what),
         )
-    assert not said
+    assert said <= {"reading the data"}
 
 
 def test_networks_of_a_fixed_batch_are_trained(model, data):

@@ -20,7 +20,7 @@ def read_solver(path: str | Path, recipe: Recipe) -> tuple[Recipe, int | None]:
 
     Args:
         path: of the solver. What is not about the training itself (snapshots, tests, the network) is ignored.
-        recipe: what the solver does not say, the batch above all.
+        recipe: what no solver says: the batch, the steps in which the rate rises.
 
     Raises:
         InputError: when it cannot be read, or asks for what is not supported.
@@ -49,6 +49,7 @@ def read_solver(path: str | Path, recipe: Recipe) -> tuple[Recipe, int | None]:
             power=solver.power,
             stepsize=solver.stepsize,
             stepvalues=tuple(solver.stepvalue),
+            warmup=recipe.schedule.warmup,
         )
         return replace(
             recipe,

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -148,7 +147,7 @@ def evaluate(
             batch=batch,
             limit=limit,
             values=values,
-            progress=partial(advance, "evaluating"),
+            progress=advance,
         )
     show(asdict(found), [accuracy_table(found)], printed)
 
@@ -174,6 +173,6 @@ def bench(
             threads=threads,
             batch=batch,
             runs=runs,
-            progress=partial(advance, "timing"),
+            progress=advance,
         )
     show({"networks": records(found)}, [latency_table(found)], printed)

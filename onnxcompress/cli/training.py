@@ -21,7 +21,7 @@ from onnxcompress.errors import InputError
 from onnxcompress.model import load, save
 from onnxcompress.report.measured import epoch_line, finetuned_json
 
-BY_A_SOLVER = ("optimizer", "rate", "policy", "warmup", "weight_decay", "clip_gradients")
+BY_A_SOLVER = ("optimizer", "rate", "policy", "weight_decay", "clip_gradients")
 """Options of training that a solver.prototxt has its own numbers for."""
 
 FREE_POLICIES = ("cosine", "fixed", "poly")
@@ -77,7 +77,9 @@ def finetune(
     ] = None,
     solver: Annotated[
         Path | None,
-        typer.Option(help="Caffe's solver.prototxt, instead of --epochs and those from --optimizer on."),
+        typer.Option(
+            help="Caffe's solver.prototxt, instead of --epochs and those from --optimizer on but --warmup."
+        ),
     ] = None,
     temperature: Annotated[
         float, typer.Option(help="Divides the class scores before teacher and network are compared.")

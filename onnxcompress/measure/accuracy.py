@@ -1,6 +1,6 @@
 """How well a network does on data, and how close it stays to the network it came from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from onnxcompress.measure.damage import VARYING, Damage, log_probabilities
 from onnxcompress.model import load
 from onnxcompress.outputs import are_scores, grades, judged
 from onnxcompress.preprocessing import Preprocessing, from_metadata
-from onnxcompress.progress import Steps
+from onnxcompress.progress import Progress
 from onnxcompress.runtime import DTYPES, runs, session
 from onnxcompress.shapes import fixed_sizes, times
 
@@ -68,7 +68,7 @@ def evaluate(
     batch: int = 16,
     limit: int | None = None,
     values: bool = False,
-    progress: Steps | None = None,
+    progress: Progress | None = None,
 ) -> Accuracy:
     """Run a network, and the one it is compared with, over the data.
 
@@ -83,14 +83,19 @@ def evaluate(
         preprocessing: the steps from image to array; None takes those that the network carries.
         batch: samples per run.
         limit: evaluate only that many samples, spread evenly over the data.
-        values: whether outputs that could be class scores are numbers; such a network has no accuracy.
-        progress: called with the samples done and their total after each batch.
+        values: whether outputs that could be class scores are numbers; such a network has no accuracy, and
+            labels are left aside.
+        progress: called with (what is done, steps done, steps in all).
 
     Raises:
         InputError: when data, labels, networks and preprocessing do not fit each other, or the reference's
             output is not finite.
     """
     data = subset(data if isinstance(data, Data) else open_data(data), limit)
+    if values:
+        if reference is None:
+            raise InputError("values: numbers are compared with those of another network: give --reference")
+        data = replace(data, labels=None)
     if data.labels is None and reference is None:
         raise InputError(
             f"{data.name}: has no labels, and there is no reference to compare with: add labels.csv or a "
@@ -128,7 +133,7 @@ def evaluate(
             damage.add(*([z[finite] for z in each] for each in (others, outputs)))
         done += len(x)
         if progress is not None:
-            progress(done, len(data))
+            progress("evaluating", done, len(data))
     return _in_all(found, damage, data.labels)
 
 

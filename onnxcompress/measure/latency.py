@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from onnxcompress.errors import InputError
 from onnxcompress.model import load
-from onnxcompress.progress import Steps, counted
+from onnxcompress.progress import Progress, Steps, counted
 from onnxcompress.runtime import random_feeds, run, session
 from onnxcompress.shapes import stand_ins
 from onnxcompress.weights import name_of
@@ -74,7 +74,7 @@ def bench(
     runs: int = 40,
     warmup: int = 5,
     seconds: float = 60.0,
-    progress: Steps | None = None,
+    progress: Progress | None = None,
 ) -> list[Latency]:
     """Time networks against each other on random input, the same for networks that take the same.
 
@@ -89,15 +89,17 @@ def bench(
         runs: timed rounds.
         warmup: rounds before them.
         seconds: rounds stop once this has passed, warm-up included, but not before 5 of `runs` are timed.
-        progress: called with the timed rounds done and their total after each.
+        progress: called with (what is done, steps done, steps in all).
 
     Returns:
         One entry per network, in their order.
 
     Raises:
-        InputError: when ONNX Runtime refuses a network or cannot run it on random input, or the networks do
-            not take as many samples at a time.
+        InputError: when batch or runs are below 1, ONNX Runtime refuses a network or cannot run it on random
+            input, or the networks do not take as many samples at a time.
     """
+    if batch < 1 or runs < 1:
+        raise InputError(f"{'runs' if batch > 0 else 'batch'}: {min(batch, runs)} is not at least 1")
     if names is None:
         names = [name_of(model) for model in models]
     sessions = [session(model, threads=threads) for model in models]
@@ -131,7 +133,7 @@ def bench(
     while len(rounds) < runs and (len(rounds) < MIN_RUNS or time.monotonic() - start < seconds):
         rounds.append(time_round())
         if progress is not None:
-            progress(len(rounds), runs)
+            progress("timing", len(rounds), runs)
 
     times = np.array(rounds)
     p10, median, p90 = np.percentile(times, (10, 50, 90), axis=0)

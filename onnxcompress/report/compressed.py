@@ -26,7 +26,7 @@ def compressed_lines(result: Compressed, layers: bool = False) -> list[Table | s
     lines: list[Table | str] = [stages_table(result), *([layers_table(result)] if layers else [])]
     lines += kept_lines(result)
     if result.fitted is not None:
-        lines += fitted_lines(result.fitted)
+        lines += fitted_lines(result.fitted, bool(result.plan.prune or result.plan.decompose))
     lines += [f"trained after '{stage}': {what}" for stage, what in result.plan.trained.items()]
     if len(result.stages) == 1:
         lines.append("nothing to do: the output is the input network")
@@ -156,20 +156,21 @@ def kept_lines(result: Compressed) -> list[str]:
     return lines
 
 
-def fitted_lines(fitted: Fitted) -> list[str]:
+def fitted_lines(fitted: Fitted, changed: bool) -> list[str]:
     """What the calibration samples were used for, and how close the result is on those used for nothing."""
     close = fitted.closeness
+    before = f"weights fitted to {fitted.fit} samples, choices made on {fitted.choose} others"
     lines = [
-        f"weights fitted to {fitted.fit} samples, choices made on {fitted.choose} others, measured on "
-        f"{fitted.report} that neither saw: {_closeness(fitted)}"
+        f"{before if changed else 'no weights were fitted'}, measured on {fitted.report} "
+        f"{'that neither saw' if changed else 'samples'}: {_closeness(fitted)}"
     ]
     lines += [
         f"not fitted: {', '.join(layers)}: {why}" for why, layers in _by_reason(fitted.unfitted).items()
     ]
     if close.agreement is not None and fitted.report < FEW:
-        # Of one success and one failure more (Agresti and Coull 1998): of 100 % too, the error is not 0.
-        share = (close.agreement * fitted.report + 1) / (fitted.report + 2)
-        error = (share * (1 - share) / (fitted.report + 2)) ** 0.5
+        # With two successes and two failures more (Agresti and Coull 1998): of 100 % too, the error is not 0.
+        share = (close.agreement * fitted.report + 2) / (fitted.report + 4)
+        error = (share * (1 - share) / (fitted.report + 4)) ** 0.5
         lines.append(f"the standard error of that agreement is {100 * error:.1f} points")
     return lines
 

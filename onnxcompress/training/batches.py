@@ -43,8 +43,7 @@ def shuffled(
     """
     if not 1 <= zoom < np.inf:
         raise InputError(f"zoom: {zoom} is not a number from 1 on")
-    if batch > len(data):
-        raise InputError(f"{data.name}: has {len(data)} samples, fewer than a batch of {batch}")
+    check_batch(data, batch)
     read = reader(data, shape=shape, preprocessing=preprocessing)
     per_epoch = len(data) // batch
 
@@ -57,6 +56,16 @@ def shuffled(
         return read(indices, views), None if data.labels is None else data.labels[indices]
 
     return batch_of
+
+
+def check_batch(data: Data, batch: int) -> None:
+    """See that there are enough samples for a batch.
+
+    Raises:
+        InputError: when there are not.
+    """
+    if batch > len(data):
+        raise InputError(f"{data.name}: has {len(data)} samples, fewer than a batch of {batch}")
 
 
 def _view(random: np.random.Generator, crop: bool, mirror: bool, zoom: float) -> View:

@@ -14,10 +14,10 @@ from onnxcompress.lrn import whole_bands
 from onnxcompress.measure.accuracy import Accuracy, evaluate
 from onnxcompress.model import load, simplify
 from onnxcompress.plan import Plan, read_plan
-from onnxcompress.progress import Progress, Steps, steps_of
+from onnxcompress.progress import Progress, steps_of, within
 from onnxcompress.shapes import fixed_sizes, taking
 from onnxcompress.threads import one_blas_thread
-from onnxcompress.training.batches import shuffled
+from onnxcompress.training.batches import check_batch, shuffled
 from onnxcompress.training.checkpoint import fingerprint_of
 from onnxcompress.training.head import new_head as make_head
 from onnxcompress.training.losses import Loss, Match, Term
@@ -182,7 +182,7 @@ def finetune(
         total=total,
         per_epoch=per_epoch,
         validate=_validation(
-            network, validation, teacher, preprocessing, values, steps_of(progress, "validating")
+            network, validation, teacher, preprocessing, values, within(progress, "validation")
         ),
         keep=keeper(path, fingerprint),
         progress=steps_of(progress, "training"),
@@ -230,12 +230,12 @@ def _total(epochs: float, steps: int | None, per_epoch: int) -> int:
     return total
 
 
-def check_trainable(network: ir.Model, labels: bool, epochs: float, recipe: Recipe) -> None:
+def check_trainable(network: ir.Model, data: Data, epochs: float, recipe: Recipe) -> None:
     """See that a simplified network can be trained, before anything else is done with it.
 
     Args:
         network: which will be its own teacher's student.
-        labels: whether by labels and class probabilities, or after the responses of layers.
+        data: to train on: with labels by these and class probabilities, else after the responses of layers.
         epochs: see `finetune`.
         recipe: likewise.
 
@@ -243,8 +243,14 @@ def check_trainable(network: ir.Model, labels: bool, epochs: float, recipe: Reci
         InputError: as `finetune`.
     """
     _check_epochs(epochs)
+    recipe, labels = for_network(recipe, network), data.labels is not None
+    batch = recipe.batch * recipe.iter_size
+    check_batch(data, batch)
+    _total(epochs, None, len(data) // batch)
     terms = [Term()] if labels else [Match(each.value) for each in shared_responses(network, network, {})]
-    Loss(network, list(trainable(network)), terms, _samples(network, for_network(recipe, network)))
+    loss = Loss(network, list(trainable(network)), terms, _samples(network, recipe))
+    if labels:
+        _check_labels(data, loss)
 
 
 def _with_optimizer(recipe: Recipe, labels: bool) -> Recipe:
@@ -294,6 +300,16 @@ def _check_classes(data: Data, validation: Data) -> None:
         )
 
 
+def _check_labels(data: Data, loss: Loss) -> None:
+    if data.labels is None:
+        raise InputError(f"{data.name}: has no labels; give labelled data, or --teacher without --labels")
+    if loss.classes and (highest := data.labels.max()) >= loss.classes:
+        raise InputError(
+            f"{data.name}: label {highest}, but the network has {loss.classes} classes: "
+            f"for a new task train it with finetune --new-head {highest + 1}"
+        )
+
+
 def _samples(network: ir.Model, recipe: Recipe) -> int:
     """Samples per run of the network, which a file may fix."""
     if len(network.graph.inputs) != 1 or network.graph.inputs[0].shape is None:
@@ -314,13 +330,8 @@ def _batches(
     draw: Callable[[int], tuple[np.ndarray, np.ndarray | None]],
 ) -> Callable[[int], Batch]:
     """A function from the number of a step to its samples and targets."""
-    if labels and data.labels is None:
-        raise InputError(f"{data.name}: has no labels; give labelled data, or --teacher without --labels")
-    if loss.classes and labels and data.labels is not None and (highest := data.labels.max()) >= loss.classes:
-        raise InputError(
-            f"{data.name}: label {highest}, but the network has {loss.classes} classes: "
-            f"give --new-head {highest + 1} for a new task"
-        )
+    if labels:
+        _check_labels(data, loss)
     eye = np.eye(loss.classes or 0, dtype=np.float32)
 
     def batch_of(step: int) -> Batch:
@@ -337,18 +348,15 @@ def _validation(
     teacher: ir.Model | None,
     preprocessing: prep.Preprocessing | None,
     values: bool,
-    progress: Steps | None,
+    progress: Progress | None,
 ) -> Callable[[dict[str, np.ndarray]], Accuracy | None]:
     def validate(weights: dict[str, np.ndarray]) -> Accuracy | None:
         if data is None:
             return None
-        tested = with_weights(network, weights)
-        if data.labels is not None and not values:
-            return evaluate(tested, data, preprocessing=preprocessing, progress=progress)
         return evaluate(
-            tested,
-            replace(data, labels=None),
-            reference=teacher,
+            with_weights(network, weights),
+            data,
+            reference=teacher if values or data.labels is None else None,
             preprocessing=preprocessing,
             values=values,
             progress=progress,

@@ -35,6 +35,8 @@ class Schedule:
             raise InputError(f"policy: '{self.policy}' is not one of {', '.join(POLICIES)}")
         if self.policy == "step" and self.stepsize < 1:
             raise InputError("policy: 'step' needs a stepsize of at least 1, which a solver.prototxt gives")
+        if self.warmup < 0:
+            raise InputError(f"warmup: {self.warmup} is not at least 0")
         if not 0 <= self.gamma < math.inf:
             raise InputError(f"gamma: {self.gamma} is not a number of at least 0")
 

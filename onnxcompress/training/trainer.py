@@ -61,6 +61,8 @@ class Recipe:
             raise InputError(f"rate: {self.rate} is not a number above 0")
         if self.batch < 1 or self.iter_size < 1:
             raise InputError(f"batch: {self.batch} times {self.iter_size} is not at least 1")
+        if not 0 <= self.weight_decay < np.inf:
+            raise InputError(f"weight-decay: {self.weight_decay} is not a number of at least 0")
         if self.clip_gradients is not None and not self.clip_gradients > 0:
             raise InputError(f"clip-gradients: {self.clip_gradients} is not above 0")
 

@@ -55,7 +55,7 @@ def test_top1_and_top5():
     assert found.top1_error == pytest.approx(np.sqrt(top1 * (1 - top1) / SAMPLES))
     assert found.agreement is found.cosine is found.relative_l2 is found.damage is None
     assert found.reference_top1 is None
-    assert calls == [(5, 23), (10, 23), (15, 23), (20, 23), (23, 23)]
+    assert calls == [("evaluating", done, 23) for done in (5, 10, 15, 20, 23)]
 
 
 @pytest.mark.parametrize("labels", [LABELS, None])
@@ -271,3 +271,11 @@ def test_squeezenet_reads_what_the_anchors_say():
     assert found.n == 500
     assert found.top1 == pytest.approx(0.518, abs=0.01)
     assert found.top5 == pytest.approx(0.776, abs=0.01)
+
+
+def test_numbers_leave_labels_aside():
+    found = evaluate(linear(), data(), reference=linear(W + 0.1), values=True)
+    assert found == evaluate(linear(), data(labels=None), reference=linear(W + 0.1), values=True)
+    assert found.top1 is None
+    with pytest.raises(InputError, match=r"values: .* give --reference"):
+        evaluate(linear(), data(), values=True)

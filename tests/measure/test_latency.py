@@ -67,7 +67,7 @@ def test_statistics_are_of_pairs_in_rounds(clock):
         ratios = np.percentile(times / first, (10, 50, 90))
         assert (entry.ratio_p10, entry.ratio, entry.ratio_p90) == pytest.approx(ratios)
         assert (entry.runs, entry.batch) == (30, 1)
-    assert calls == [(n, 30) for n in range(1, 31)]
+    assert calls == [("timing", n, 30) for n in range(1, 31)]
 
 
 def test_no_network_always_follows_the_same_one(clock):
@@ -120,6 +120,9 @@ def test_times_of_more_samples_are_not_compared_with_those_of_fewer():
 def test_networks_that_cannot_run():
     with pytest.raises(InputError, match=r"nowhere.onnx: no such file"):
         bench(["nowhere.onnx"])
+    for wrong in ("runs", "batch"):
+        with pytest.raises(InputError, match=f"{wrong}: 0 is not at least 1"):
+            bench([stack(1, 8)], **{wrong: 0})
     with pytest.raises(InputError, match=r"nowhere.onnx: no such file"):
         node_times("nowhere.onnx")
 

@@ -128,6 +128,17 @@ def test_new_classes_are_learnt_from_labels(run):
     assert "new-head: new classes are learnt from labels" in err
 
 
+def test_a_solver_says_nothing_of_warmup(run, tmp_path):
+    (tmp_path / "solver.prototxt").write_text('base_lr: 0.01 lr_policy: "fixed" max_iter: 4')
+    command = ("model.onnx", "-o", "tuned.onnx", "--labels", "--data", "labelled.npz", "--batch", 16)
+    losses = []
+    for more in ((), ("--warmup", 3)):
+        code, out, _ = run(*command, "--json", "--solver", "solver.prototxt", *more)
+        assert code == 0
+        losses.append(json.loads(out)["epochs"][-1]["loss"])
+    assert losses[0] != losses[1]
+
+
 def test_epochs_are_free_where_a_solver_says_none(run, tmp_path):
     (tmp_path / "solver.prototxt").write_text('base_lr: 0.01 lr_policy: "fixed"')
     code, out, _ = run(

@@ -102,7 +102,7 @@ def test_loss_that_is_not_finite_stops_with_advice():
         ({}, "nothing to learn from"),
         ({"labels": True, "epochs": 0}, "not a number above 0"),
         ({"labels": True, "recipe": Recipe(batch=100)}, "fewer than a batch of 100"),
-        ({"labels": True, "new_head": 3}, "give --new-head 4"),
+        ({"labels": True, "new_head": 3}, "finetune --new-head 4"),
         ({"labels": True, "new_head": 1}, "at least 2"),
         ({"labels": True, "temperature": 0.0}, "temperature"),
     ],
@@ -330,7 +330,7 @@ def test_all_that_takes_long_is_told():
         recipe=Recipe(batch=16),
         progress=lambda *arguments: said.append(arguments),
     )
-    assert {what for what, _, _ in said} == {"looking for a rate", "training", "validating"}
+    assert {what for what, _, _ in said} == {"looking for a rate", "training", "validation: evaluating"}
     assert all(0 < done <= total for _, done, total in said)
     assert [done for what, done, _ in said if what == "training"] == [1, 2, 3]
 

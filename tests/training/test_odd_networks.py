@@ -10,6 +10,7 @@ from onnxcompress.data import Data
 from onnxcompress.outputs import scores_of
 from onnxcompress.runtime import run, session
 from onnxcompress.training.parameters import trainable
+from onnxcompress.training.schedules import Schedule
 from tests.onnx_text import network
 
 RECIPE = oc.Recipe(rate=0.01, batch=8)
@@ -126,6 +127,10 @@ def test_names_that_are_taken():
 def test_rates_and_temperatures_are_numbers():
     with pytest.raises(oc.InputError, match="rate: inf is not a number"):
         oc.Recipe(rate=float("inf"))
+    with pytest.raises(oc.InputError, match="weight-decay: -1 is not a number"):
+        oc.Recipe(weight_decay=-1)
+    with pytest.raises(oc.InputError, match="warmup: -1 is not at least 0"):
+        Schedule(warmup=-1)
     with pytest.raises(oc.InputError, match="temperature: inf is not a number"):
         oc.finetune(convolutional(), data(3, 8, 8), teacher=convolutional(), temperature=float("inf"))
     with pytest.raises(oc.InputError, match="validation data needs labels"):
