@@ -1,57 +1,35 @@
 """The verbs that change a network: choose, carry out, and say what became of it.
 
 Each returns a `Compressed`: the network after every stage with its cost, and the plan that leads there.
-Choosing (`choosing`, `planning.search`) only looks; carrying out (`pipeline`) only does what a plan says.
+Choosing (`choosing`, `planning.search`) only looks; carrying out (`pipeline`) only does what a plan says;
+`methods` are the ways that do so more than once.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 
 from onnxcompress.calibration.given import Calibration, calibration, moments_on, read_parts
-from onnxcompress.calibration.samples import Parts, Source
+from onnxcompress.calibration.samples import Source
 from onnxcompress.choosing import (
-    TAYLOR_SAMPLES,
-    FilterChoice,
     FilterRule,
     RankRule,
     check_round_to,
     check_skip,
     choose_filters,
     choose_ranks,
-    reasons_to_keep,
-    shortfall_of,
 )
 from onnxcompress.errors import InputError, naming
-from onnxcompress.layers import factor_layers, names_of
-from onnxcompress.lrn import lrn_nodes
-from onnxcompress.measure.closeness import closeness
-from onnxcompress.measure.cost import cost
-from onnxcompress.model import load, simplify
-from onnxcompress.pipeline import carry_out, measured, prepared, train
-from onnxcompress.plan import Plan, members, read_plan
-from onnxcompress.planning.costs import KINDS, network_cost, parse_target
-from onnxcompress.planning.search import Planner
-from onnxcompress.planning.survey import survey
+from onnxcompress.methods import by_the_paper, in_rounds, noting, planner_of, to_share, under_budget
+from onnxcompress.model import load
+from onnxcompress.pipeline import carry_out, prepared
+from onnxcompress.plan import Plan, read_plan
+from onnxcompress.planning.costs import KINDS
 from onnxcompress.progress import Progress
-from onnxcompress.pruning.analysis import analyse
-from onnxcompress.pruning.taylor import TAYLOR
-from onnxcompress.recovery.interleaved import prune_and_train
 from onnxcompress.recovery.training import Training
-from onnxcompress.results import Compressed, Point, Stage
-from onnxcompress.shapes import concrete_shapes
-from onnxcompress.siblings import siblings
+from onnxcompress.results import Compressed, Point
 from onnxcompress.threads import one_blas_thread
-from onnxcompress.training.finetuning import check_trainable
-from onnxcompress.training.trainer import Recipe
-
-SMALLEST = 0.1
-"""Share of the MACs below which no network is looked for that keeps an accuracy."""
-
-PRECISION = 0.1
-"""Relative, of the share of the MACs at which such a network is found."""
 
 
 @one_blas_thread
@@ -98,11 +76,11 @@ def prune(
     network = prepared(original)
     parts = read_parts(original, data, progress)
     if step is not None:
-        return _pruned_in_rounds(original, network, rule, step, finetune_steps, data, parts, progress)
+        return in_rounds(original, network, rule, step, finetune_steps, data, parts, progress)
     choice = choose_filters(network, rule, data, parts, progress)
     check_skip(skip, choice.layers)
     plan = Plan(prune=choice.filters, kept=choice.kept)
-    return _noting(choice, carry_out(original, network, plan, parts, progress))
+    return noting(choice, carry_out(original, network, plan, parts, progress))
 
 
 @one_blas_thread
@@ -210,10 +188,10 @@ def compress(
         if data is None:
             raise InputError("a target or an accuracy to keep needs calibration data: give some with --data")
         check_round_to(round_to)
-        return _under_budget(original, target, keep_accuracy, round_to, skip, training, data, progress)
+        return under_budget(original, target, keep_accuracy, round_to, skip, training, data, progress)
     filters = FilterRule(ratio, criterion, scope, round_to, skip, seed)
     ranks = RankRule(rank, round_to, skip, include_pointwise, include_gemm)
-    return _by_the_paper(original, filters, ranks, training, data, progress)
+    return by_the_paper(original, filters, ranks, training, data, progress)
 
 
 @one_blas_thread
@@ -282,199 +260,11 @@ def tradeoff(
     original = load(model)
     parts = read_parts(original, data, progress)
     assert parts is not None
-    planner = _planner(original, kind, round_to, skip, data, parts, progress)
+    planner = planner_of(original, kind, round_to, skip, data, parts, progress)
     points = []
     for share in sorted(shares, reverse=True):
-        result = _planned(original, planner, share, progress)
+        result = to_share(original, planner, share, progress)
         assert result.fitted is not None
         found = result.stages[-1].cost
         points.append(Point(share, found.macs, found.params, result.fitted, result.shortfall))
     return points
-
-
-def _pruned_in_rounds(
-    original: ir.Model,
-    network: ir.Model,
-    rule: FilterRule,
-    step: float,
-    finetune_steps: int,
-    data: Calibration | None,
-    parts: Parts | None,
-    progress: Progress | None,
-) -> Compressed:
-    if rule.criterion not in ("", TAYLOR):
-        raise InputError(f"criterion: pruning in rounds goes by {TAYLOR} importance, not {rule.criterion}")
-    if data is None or parts is None:
-        raise InputError("pruning in rounds trains in between: give samples with --data")
-    graph = analyse(network, concrete_shapes(network))
-    check_skip(rule.skip, [layer.name for layer in graph.layers])
-    pruned, filters, missing = prune_and_train(
-        network,
-        parts.fit.data,
-        ratio=rule.ratio,
-        step=step,
-        steps=finetune_steps,
-        labels=data.labels,
-        limit=TAYLOR_SAMPLES,
-        flops_weight=rule.flops_weight,
-        scope=rule.scope,
-        round_to=rule.round_to,
-        skip=tuple(rule.skip),
-        recipe=Recipe(seed=rule.seed),
-        preprocessing=data.preprocessing,
-        mirror=data.mirror,
-        progress=progress,
-    )
-    stages = [Stage("original", original, cost(original))]
-    rounds = {}
-    if filters:
-        stages.append(Stage("pruned", pruned, cost(pruned)))
-        rounds = {"pruned": f"{finetune_steps} steps after each round"}
-    plan = Plan(filters, kept=reasons_to_keep(graph, rule.skip), trained=rounds)
-    fitted = measured(original, pruned, parts)
-    return Compressed(tuple(stages), plan, graph.unknown, shortfall_of(rule, missing), fitted)
-
-
-def _trainable_parts(
-    original: ir.Model, data: Calibration | None, training: Training | None, progress: Progress | None
-) -> Parts | None:
-    """The samples; where training is wanted, it is seen first that it can be done with them."""
-    parts = read_parts(original, data, progress)
-    if training is not None:
-        assert parts is not None
-        check_trainable(simplify(original), parts.fit.data, training.epochs, training.recipe)
-    return parts
-
-
-def _by_the_paper(
-    original: ir.Model,
-    filters: FilterRule,
-    ranks: RankRule,
-    training: Training | None,
-    data: Calibration | None,
-    progress: Progress | None,
-) -> Compressed:
-    """Prune, then decompose what is left; with training, after each stage."""
-    network = prepared(original)
-    parts = _trainable_parts(original, data, training, progress)
-    going = choose_filters(network, filters, data, parts, progress)
-    pruning = Plan(going.filters, lrn_nodes(network) if training is not None else [], kept=going.kept)
-    first = carry_out(original, network, pruning, parts, progress)
-    first = train(first, training, data, parts, progress)
-    pruned = first.model if len(first.stages) > 1 else network
-    moments = moments_on(pruned, None if going.filters else data, parts, progress)
-    chain = choose_ranks(pruned, ranks, moments, progress)
-    check_skip(filters.skip, [*going.layers, *chain.layers])
-    plan = Plan(going.filters, lrn_nodes(network), chain.ranks, going.kept | chain.kept)
-    if training is None:
-        return _noting(going, carry_out(original, network, plan, parts, progress))
-    if not chain.ranks:
-        return _noting(going, replace(first, plan=replace(plan, trained=first.plan.trained)))
-    second = carry_out(original, pruned, Plan(decompose=chain.ranks), parts, progress)
-    second = train(second, training, data, parts, progress, whole=plan)
-    plan = replace(plan, trained=first.plan.trained | second.plan.trained)
-    return _noting(going, replace(second, stages=(*first.stages, *second.stages[1:]), plan=plan))
-
-
-def _noting(choice: FilterChoice, result: Compressed) -> Compressed:
-    return replace(result, unknown=choice.unknown, shortfall=choice.shortfall)
-
-
-def _under_budget(
-    original: ir.Model,
-    target: str,
-    keep_accuracy: float | None,
-    round_to: int,
-    skip: Sequence[str],
-    training: Training | None,
-    data: Calibration,
-    progress: Progress | None,
-) -> Compressed:
-    """Choose filters and ranks together."""
-    goal = parse_target(target) if target else None
-    parts = _trainable_parts(original, data, training, progress)
-    assert parts is not None
-    kind = goal.kind if goal else "macs"
-    planner = _planner(original, kind, round_to, skip, data, parts, progress)
-    if goal is not None:
-        result = _planned(original, planner, goal.share, progress)
-    else:
-        assert keep_accuracy is not None
-        result = _keeping(original, planner, keep_accuracy, progress)
-    return train(result, training, data, parts, progress)
-
-
-def _planner(
-    original: ir.Model,
-    kind: str,
-    round_to: int,
-    skip: Sequence[str],
-    data: Calibration,
-    parts: Parts,
-    progress: Progress | None,
-) -> Planner:
-    network = prepared(original)
-    moments = moments_on(network, data, parts, progress)
-    assert moments is not None
-    check_skip(skip, names_of(factor_layers(network, concrete_shapes(network))))
-    found = survey(network, parts, moments, siblings(network, skip))
-    return Planner(
-        found,
-        kind,
-        total=network_cost(original, kind),
-        rewrite=lrn_nodes(network),
-        round_to=round_to,
-        skip=skip,
-        progress=progress,
-    )
-
-
-def _planned(original: ir.Model, planner: Planner, share: float, progress: Progress | None) -> Compressed:
-    planned = planner.plan(share)
-    survey = planner.survey
-    result = carry_out(original, survey.given, planned.plan, survey.parts, progress)
-    assert result.fitted is not None
-    fitted = replace(result.fitted, expected_damage=planned.damage)
-    shortfall = ""
-    if planned.share > share:
-        shortfall = (
-            f"{planned.share:.3f} of the {planner.kind} are left, not {share:.3f}: no more was found to go"
-        )
-    elif len(result.stages) == 1:  # to simplify it was enough
-        result = replace(
-            result, stages=(*result.stages, Stage("simplified", survey.given, cost(survey.given)))
-        )
-    plan = replace(result.plan, kept=_reasons(planner, planned.plan))
-    return replace(result, plan=plan, unknown=survey.graph.unknown, fitted=fitted, shortfall=shortfall)
-
-
-def _reasons(planner: Planner, plan: Plan) -> dict[str, str]:
-    """Why layers that keep all their filters cannot lose any, by layer."""
-    graph = planner.survey.graph
-    reasons = reasons_to_keep(graph, planner.skip)
-    for group in graph.groups:
-        if why := next((planner.unseen[each] for each in group.sets.tolist() if each in planner.unseen), ""):
-            reasons |= dict.fromkeys(group.layers, why)
-    return {
-        layer: reason
-        for name, reason in reasons.items()
-        for layer in members(name)
-        if layer not in plan.prune
-    }
-
-
-def _keeping(original: ir.Model, planner: Planner, wanted: float, progress: Progress | None) -> Compressed:
-    """The smallest of some networks, found by bisection, that keeps enough on the samples for choosing."""
-    low, high, best = SMALLEST, 1.0, None
-    while high / low > 1 + PRECISION:
-        share = (low * high) ** 0.5
-        result = _planned(original, planner, share, progress)
-        close = closeness(original, result.model, planner.survey.parts.choose)
-        if close.kept >= wanted and not result.shortfall:
-            high, best = share, result
-        else:
-            low = share
-    if best is not None:
-        return best
-    nothing = Compressed((Stage("original", original, cost(original)),), Plan())
-    return replace(nothing, shortfall=f"no smaller network was found to keep {wanted}")

@@ -146,7 +146,7 @@ def test_a_plan_applied_with_the_same_data_gives_the_same_bytes(digits, tmp_path
 
 
 def test_the_smallest_network_that_keeps_the_accuracy(monkeypatch):
-    monkeypatch.setattr("onnxcompress.compression.PRECISION", 1.0)
+    monkeypatch.setattr("onnxcompress.methods.PRECISION", 1.0)
     model, x = quarters.network(), quarters.samples(300).samples
     result = oc.compress(model, data=[{"data": x[:200]}], keep_accuracy=0.9)
     assert result.stages[-1].cost.macs < 0.7 * result.stages[0].cost.macs
