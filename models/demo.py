@@ -61,8 +61,7 @@ def main() -> None:
         )
     columns = ["stage", "parameters", "MACs", "file", "test accuracy", "latency", "ratio"]
     console.print(table("", columns, rows))
-    assert result.fitted is not None
-    for line in fitted_lines(result.fitted):
+    for line in fitted_lines(result):
         console.print(line, markup=False)
     write_text(OUTPUT / "plan.yaml", to_yaml(result.plan))
     plot_layers(result, OUTPUT / "layers.png")

@@ -25,8 +25,7 @@ def compressed_lines(result: Compressed, layers: bool = False) -> list[Table | s
     """All that is said of a result; with a row per layer if they are wanted."""
     lines: list[Table | str] = [stages_table(result), *([layers_table(result)] if layers else [])]
     lines += kept_lines(result)
-    if result.fitted is not None:
-        lines += fitted_lines(result.fitted, bool(result.plan.prune or result.plan.decompose))
+    lines += fitted_lines(result)
     lines += [f"trained after '{stage}': {what}" for stage, what in result.plan.trained.items()]
     if len(result.stages) == 1:
         lines.append("nothing to do: the output is the input network")
@@ -156,8 +155,11 @@ def kept_lines(result: Compressed) -> list[str]:
     return lines
 
 
-def fitted_lines(fitted: Fitted, changed: bool) -> list[str]:
+def fitted_lines(result: Compressed) -> list[str]:
     """What the calibration samples were used for, and how close the result is on those used for nothing."""
+    if result.fitted is None:
+        return []
+    fitted, changed = result.fitted, result.plan.prune or result.plan.decompose
     close = fitted.closeness
     before = f"weights fitted to {fitted.fit} samples, choices made on {fitted.choose} others"
     lines = [
