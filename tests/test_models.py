@@ -4,7 +4,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from models import digits, zoo
+from models import demo, digits, zoo
 from models.digits_data import load_digits_parts
 
 PUBLISHED_PARAMETERS = {"googlenet": 6_998_552, "squeezenet": 1_248_424, "resnet18": 11_699_112}
@@ -104,3 +104,14 @@ def test_training_lowers_the_loss(parts, capsys):
     digits.train(digits.untrained(seed=0), few, epochs=3, seed=0)
     losses = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
     assert losses[-1] < losses[0]
+
+
+def test_the_demo_says_what_came_of_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("onnxcompress.methods.PRECISION", 4.0)  # one network, not a search
+    demo.main()
+    out = capsys.readouterr().out
+    assert "weights fitted to 216 samples" in out
+    assert "decomposed" in out
+    networks = {"0_original.onnx", "1_pruned.onnx", "2_decomposed.onnx"}
+    assert {file.name for file in (tmp_path / "demo-out").iterdir()} == networks | {"plan.yaml", "layers.png"}
