@@ -1,6 +1,7 @@
 """prune, decompose, compress, apply and tradeoff with calibration data, on the network that ships."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnxcompress.cli import app
 from onnxcompress.measure.closeness import closeness
 from onnxcompress.model import simplify
 from onnxcompress.plan import matches, members
+from onnxcompress.report.compressed import fitted_lines
 from tests.onnx_text import network
 from tests.training import small as quarters
 
@@ -52,6 +54,15 @@ def damage(model: ir.Model, digits: dict[str, Path]) -> float:
     """On the test part, which nothing was fitted to."""
     x = np.load(digits["test"])["x"]
     return closeness(oc.load(SHIPPED), model, Samples({"data": x}, np.arange(len(x)))).damage
+
+
+def test_what_the_samples_were_used_for_is_said(small, calibration):
+    all_the_same = replace(small.fitted, closeness=replace(small.fitted.closeness, agreement=1.0))
+    first, *_, last = fitted_lines(replace(small, fitted=all_the_same))
+    assert first.startswith("weights fitted to 216 samples, choices made on 27 others, measured on 27 that")
+    assert last == "the standard error of that agreement is 4.4 points"  # sqrt(29/31 · 2/31 / 31)
+    nothing = oc.prune(SHIPPED, ratio=0, data=calibration)
+    assert fitted_lines(nothing)[0].startswith("no weights were fitted, measured on 27 samples")
 
 
 def test_a_path_is_enough_for_data(digits):

@@ -110,7 +110,7 @@ def test_the_demo_says_what_came_of_it(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("onnxcompress.methods.PRECISION", 4.0)  # one network, not a search
     demo.main()
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "weights fitted to 216 samples" in out
     assert "decomposed" in out
     networks = {"0_original.onnx", "1_pruned.onnx", "2_decomposed.onnx"}

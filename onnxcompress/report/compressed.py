@@ -161,11 +161,13 @@ def fitted_lines(result: Compressed) -> list[str]:
         return []
     fitted, changed = result.fitted, result.plan.prune or result.plan.decompose
     close = fitted.closeness
-    before = f"weights fitted to {fitted.fit} samples, choices made on {fitted.choose} others"
-    lines = [
-        f"{before if changed else 'no weights were fitted'}, measured on {fitted.report} "
-        f"{'that neither saw' if changed else 'samples'}: {_closeness(fitted)}"
-    ]
+    used = f"no weights were fitted, measured on {fitted.report} samples"
+    if changed:
+        used = (
+            f"weights fitted to {fitted.fit} samples, choices made on {fitted.choose} others, measured on "
+            f"{fitted.report} that neither saw"
+        )
+    lines = [f"{used}: {_closeness(fitted)}"]
     lines += [
         f"not fitted: {', '.join(layers)}: {why}" for why, layers in _by_reason(fitted.unfitted).items()
     ]
