@@ -98,8 +98,9 @@ def bench(
         InputError: when batch or runs are below 1, ONNX Runtime refuses a network or cannot run it on random
             input, or the networks do not take as many samples at a time.
     """
-    if batch < 1 or runs < 1:
-        raise InputError(f"{'runs' if batch > 0 else 'batch'}: {min(batch, runs)} is not at least 1")
+    for name, number in (("batch", batch), ("runs", runs)):
+        if number < 1:
+            raise InputError(f"{name}: {number} is not at least 1")
     if names is None:
         names = [name_of(model) for model in models]
     sessions = [session(model, threads=threads) for model in models]
