@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 import onnxcompress as oc
+from models.digits import SHIPPED
 from models.digits_data import Part, load_digits_parts
 from onnxcompress.data import Data
 from onnxcompress.drafts import write_text
@@ -17,7 +18,6 @@ from onnxcompress.plots import plot_layers
 from onnxcompress.report.compressed import fitted_lines
 from onnxcompress.report.tables import table
 
-MODEL = Path(__file__).with_name("digits_inception.onnx")
 OUTPUT = Path("demo-out")
 
 KEEP = 0.99
@@ -29,8 +29,8 @@ console = Console(highlight=False, width=110)
 def main() -> None:
     """Choose, compress, validate, report."""
     parts = {name: _data(name, part) for name, part in load_digits_parts().items()}
-    original = oc.load(MODEL)
-    console.print(f"[bold]{MODEL.name}[/bold], an Inception-style network trained on handwritten digits")
+    original = oc.load(SHIPPED)
+    console.print(f"[bold]{SHIPPED.name}[/bold], an Inception-style network trained on handwritten digits")
     with console.status("") as status:
         result = oc.compress(
             original,
